@@ -1,0 +1,1 @@
+"""BoltzFormer: text-prompted segmentation of small objects in CT and MR volumes, as a MONAI bundle."""

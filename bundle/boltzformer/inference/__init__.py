@@ -1,0 +1,1 @@
+"""Whole volumes: slices out, masks back on the input's grid."""

@@ -1,0 +1,1 @@
+"""The network: image and text in, mask logits out."""

@@ -1,0 +1,1 @@
+"""Ignite handlers around a training run: checkpoints, resume, progress."""
