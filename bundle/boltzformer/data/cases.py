@@ -1,0 +1,147 @@
+"""Lists of cases: which volume, which label map, whose, and what its labels mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boltzformer.data.datalist import Case, read_item
+from boltzformer.errors import InputError
+
+SECTIONS = ("training", "validation", "test")
+_MAX_LISTED = 20
+
+
+def load_cases(
+    dataset: str | Path | Sequence[str | Path],
+    section: str = "training",
+    validation_share: float = 0.2,
+    seed: int = 0,
+    patient_pattern: str | None = None,
+) -> list[Case]:
+    """Read the cases of a section of one or several datasets.
+
+    A dataset is a folder in Medical Segmentation Decathlon layout (with `dataset.json`) or a datalist JSON:
+    the same keys, or a bare list of items as its `training` section. File names are relative to the JSON's
+    folder. An item has `image` and `label`, and optionally `patient`, `modality`, `body_part`, `labels` (or
+    `objects`), `prompts`, `annotated` and `window`; what an item lacks it takes from the top of the JSON.
+    Where there is no `validation` list, `validation_share` of the training patients is set apart, by patient,
+    the same ones for the same seed.
+
+    Args:
+        dataset: folder or JSON file, or several of them, whose cases are joined.
+        section: "training", "validation" or "test" (whose items may be without a label).
+        validation_share: share of patients in [0, 1) to set apart where the dataset has no validation list; 0
+            keeps all of them for training.
+        seed: of the split.
+        patient_pattern: regular expression whose first group (or whole match) in the image's file name is the
+            patient, for datasets with several volumes a patient and no `patient` key.
+
+    Returns:
+        cases in the dataset's order: `image`, `label` (paths), `patient`, `dataset`, `modality` ("CT", "MR",
+        another or empty), `body_part` (may be empty), `objects` {label value: name}; `prompts` {label value:
+        wordings}, `annotated` (label values annotated even where absent) and `window` where the dataset gives
+        them.
+
+    Raises:
+        InputError: a file is missing, the JSON is malformed, the section is empty, patients are shared
+            between the training and validation lists, or there are too few patients to split. All missing
+            files come at once.
+    """
+    if section not in SECTIONS:
+        raise InputError(f"section: expected one of {', '.join(SECTIONS)}, found {section!r}.")
+    if not 0 <= validation_share < 1:
+        raise InputError(f"validation_share: expected a number in [0, 1), found {validation_share}.")
+    if not isinstance(dataset, (str, Path)):
+        if not dataset:
+            raise InputError("dataset: the list of datasets is empty.")
+        return [
+            c for one in dataset for c in load_cases(one, section, validation_share, seed, patient_pattern)
+        ]
+    path = Path(dataset)
+    path = path / "dataset.json" if path.is_dir() else path
+    content = _read_json(path)
+    cases = _section_cases(content, path, section, patient_pattern)
+    other = "validation" if section == "training" else "training"
+    if section != "test":
+        if content.get("validation"):
+            _check_apart(cases, _section_cases(content, path, other, patient_pattern), path)
+        else:
+            pool = _section_cases(content, path, "training", patient_pattern)
+            cases = _split(pool, section, validation_share, seed, path)
+    if not cases:
+        raise InputError(f"{path}: the {section} list is empty; add items with `image` and `label`.")
+    _check_files(cases, path)
+    return cases
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path}: no such file; give a folder with a dataset.json (Decathlon layout) or a datalist JSON."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error}).") from error
+    if isinstance(content, list):
+        content = {"training": content}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object with a `training` list, or a list of items.")
+    return content
+
+
+def _section_cases(content: Mapping[str, Any], path: Path, section: str, pattern: str | None) -> list[Case]:
+    items = content.get(section)
+    if items is None and section == "training":
+        raise InputError(f"{path}: has no `training` list; list items with `image` and `label` there.")
+    if not isinstance(items or [], list):
+        raise InputError(f"{path}: `{section}` must be a list, found {type(items).__name__}.")
+    return [
+        read_item(item, content, path, f"{path}, {section} item {number}", section != "test", pattern)
+        for number, item in enumerate(items or [], start=1)
+    ]
+
+
+def _split(pool: list[Case], section: str, share: float, seed: int, path: Path) -> list[Case]:
+    """Set apart a share of the patients, never a part of one patient's volumes."""
+    patients = sorted({case["patient"] for case in pool})
+    if share == 0 and section == "training":
+        return pool
+    if share == 0:
+        raise InputError(f"{path}: has no `validation` list; add one, or set validation_share above 0.")
+    if len(patients) < 2:
+        raise InputError(
+            f"{path}: {len(patients)} patient(s) cannot be split into training and validation; "
+            "add a `validation` list, or set validation_share to 0."
+        )
+    count = min(max(round(share * len(patients)), 1), len(patients) - 1)
+    order = np.random.default_rng(seed).permutation(len(patients))
+    held_out = {patients[i] for i in order[:count]}
+    return [case for case in pool if (case["patient"] in held_out) == (section == "validation")]
+
+
+def _check_apart(cases: list[Case], others: list[Case], path: Path) -> None:
+    shared = sorted({case["patient"] for case in cases} & {case["patient"] for case in others})
+    if shared:
+        raise InputError(
+            f"{path}: {len(shared)} patient(s) are in both the training and the validation list "
+            f"({', '.join(shared[:5])}{', ...' if len(shared) > 5 else ''}); keep each patient in one of "
+            "them."
+        )
+
+
+def _check_files(cases: list[Case], path: Path) -> None:
+    files = [case[key] for case in cases for key in ("image", "label") if key in case]
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        listed = "\n  ".join(missing[:_MAX_LISTED])
+        more = f"\n  and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
+        raise InputError(
+            f"{path}: {len(missing)} of {len(files)} files do not exist; correct the paths or copy them:\n  "
+            f"{listed}{more}"
+        )

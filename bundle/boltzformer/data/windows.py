@@ -1,0 +1,256 @@
+"""Intensity windows: Hounsfield units or MR intensities to [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
+
+from boltzformer.errors import InputError
+
+# Lower and upper limit in Hounsfield units, from the window width W and level L that radiologists read with.
+CT_WINDOWS: dict[str, tuple[float, float]] = {
+    "lung": (-1350.0, 150.0),  # W 1500, L -600
+    "soft_tissue": (-160.0, 240.0),  # W 400, L 40
+    "bone": (-500.0, 1300.0),  # W 1800, L 400
+    "brain": (0.0, 80.0),  # W 80, L 40
+    "liver": (-45.0, 105.0),  # W 150, L 30
+}
+# Window of `auto` for a CT of a body part; any other part takes soft tissue.
+_CT_BY_BODY_PART = {"lung": "lung", "brain": "brain", "liver": "liver", "spine": "bone"}
+MR_PERCENTILES = (0.5, 99.5)
+QUANTILE_LEVELS = np.linspace(0.0, 1.0, 1001)
+
+
+def intensity_quantiles(volume: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Quantiles of a volume's foreground, the voxels above its minimum (MR background is one constant).
+
+    Integers are counted in a histogram and floats sorted, so the result does not depend on the volume's
+    orientation.
+
+    Args:
+        volume: finite intensities, any shape.
+
+    Returns:
+        (1001,) float64, the quantiles 0, 0.001 ... 1; a constant volume gives its value throughout.
+    """
+    array = np.asarray(volume.detach().cpu() if isinstance(volume, torch.Tensor) else volume)
+    flat = array.reshape(-1)
+    low = flat.min()
+    if array.dtype.kind in "iu" and int(flat.max()) - int(low) < 1 << 17:
+        counts = np.zeros(int(flat.max()) - int(low) + 1, dtype=np.int64)
+        for start in range(0, flat.size, 1 << 22):
+            counts += np.bincount(
+                flat[start : start + (1 << 22)].astype(np.int64) - int(low), minlength=counts.size
+            )
+        counts[0] = 0
+        return _histogram_quantiles(counts, int(low))
+    foreground = flat[flat > low]
+    if not foreground.size:
+        return np.full(QUANTILE_LEVELS.shape, float(low))
+    foreground.sort()
+    positions = QUANTILE_LEVELS * (foreground.size - 1)
+    return foreground[np.rint(positions).astype(np.int64)].astype(np.float64)
+
+
+def _histogram_quantiles(counts: np.ndarray, low: int) -> np.ndarray:
+    """Quantiles (nearest rank) of integers given how often `low`, `low + 1`, ... occur."""
+    total = int(counts.sum())
+    if not total:
+        return np.full(QUANTILE_LEVELS.shape, float(low))
+    ranks = np.rint(QUANTILE_LEVELS * (total - 1))
+    return np.searchsorted(np.cumsum(counts), ranks, side="right").astype(np.float64) + low
+
+
+class IntensityWindow:
+    """Map intensities linearly to [0, 1] and clip.
+
+    Args:
+        window: one of
+            - a name: "lung", "soft_tissue" (or "soft tissue"), "bone", "brain", "liver" in Hounsfield units;
+            - "percentiles": the volume's own foreground percentiles, for MR;
+            - two numbers (low, high) in the volume's units;
+            - "auto": percentiles for MR and other non-CT volumes; for CT the window of the body part (lung,
+              brain, liver, spine), otherwise soft tissue.
+        percentiles: the pair of percentiles, each in [0, 100], for "percentiles" and "auto".
+
+    Raises:
+        InputError: an unknown name, or limits that are not two increasing finite numbers.
+    """
+
+    def __init__(
+        self, window: str | Sequence[float] = "auto", percentiles: Sequence[float] = MR_PERCENTILES
+    ) -> None:
+        self.percentiles = _pair(percentiles, "percentiles")
+        if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise InputError(
+                f"percentiles: expected two increasing numbers in [0, 100], found {percentiles}."
+            )
+        self.window: str | tuple[float, float]
+        if isinstance(window, str):
+            self.window = window.strip().lower().replace(" ", "_").replace("-", "_")
+            if self.window not in {"auto", "percentiles", *CT_WINDOWS}:
+                names = ", ".join(["auto", "percentiles", *CT_WINDOWS])
+                raise InputError(
+                    f"window '{window}' is not known; use one of {names}, or two numbers [low, high]."
+                )
+        else:
+            self.window = _pair(window, "window")
+
+    def __repr__(self) -> str:
+        return f"IntensityWindow({self.window!r}, percentiles={self.percentiles!r})"
+
+    def resolve(self, modality: str = "", body_part: str = "") -> str | tuple[float, float]:
+        """Give "percentiles" or the two limits that stand for this window on a modality and body part.
+
+        Args:
+            modality: "CT", "MR" or another; needed by "auto" only.
+            body_part: as in the dataset, for example "head and neck".
+
+        Returns:
+            "percentiles", or (low, high).
+
+        Raises:
+            InputError: the window is "auto" and the modality is not known.
+        """
+        if not isinstance(self.window, str):
+            return self.window
+        if self.window == "percentiles":
+            return "percentiles"
+        if self.window in CT_WINDOWS:
+            return CT_WINDOWS[self.window]
+        if not modality:
+            raise InputError(
+                "window 'auto' needs the modality; set `modality` to CT or MR, or name a window."
+            )
+        if modality.upper() != "CT":
+            return "percentiles"
+        return CT_WINDOWS[_CT_BY_BODY_PART.get(body_part.lower(), "soft_tissue")]
+
+    def limits(
+        self,
+        modality: str = "",
+        body_part: str = "",
+        volume: np.ndarray | torch.Tensor | None = None,
+        quantiles: np.ndarray | None = None,
+    ) -> tuple[float, float]:
+        """Find the two intensities that become 0 and 1; compute them once a volume and pass them to
+        `apply_window`.
+
+        Args:
+            modality: see `resolve`.
+            body_part: see `resolve`.
+            volume: the whole volume, read only where the window is by percentiles.
+            quantiles: result of `intensity_quantiles`, in place of `volume`.
+
+        Returns:
+            (low, high), low <= high.
+
+        Raises:
+            InputError: see `resolve`.
+            ValueError: a window by percentiles with neither volume nor quantiles.
+        """
+        resolved = self.resolve(modality, body_part)
+        if not isinstance(resolved, str):
+            return resolved
+        if quantiles is None:
+            if volume is None:
+                raise ValueError("a window by percentiles needs the volume or its quantiles")
+            quantiles = intensity_quantiles(volume)
+        low, high = np.interp(np.asarray(self.percentiles) / 100, QUANTILE_LEVELS, quantiles)
+        return float(low), float(high)
+
+    def __call__(self, image: Any, modality: str = "", body_part: str = "") -> Any:
+        """Window a whole volume.
+
+        Args:
+            image: numpy array or tensor of intensities, any shape.
+            modality: see `resolve`.
+            body_part: see `resolve`.
+
+        Returns:
+            float32 in [0, 1] of the same kind and shape; a constant volume under percentiles gives 0.
+
+        Raises:
+            InputError: see `resolve`.
+        """
+        return apply_window(image, *self.limits(modality, body_part, volume=image))
+
+
+def apply_window(image: Any, low: float, high: float) -> Any:
+    """Compute clip((image − low) / (high − low), 0, 1) in float32, with no temporary beyond the result.
+
+    Args:
+        image: numpy array or tensor, any shape and number type; not changed.
+        low: intensity that becomes 0.
+        high: intensity that becomes 1; where it equals `low`, everything becomes 0.
+
+    Returns:
+        float32 of the same kind (array, tensor, MetaTensor with its metadata) and shape.
+    """
+    scale = 1.0 / (high - low) if high > low else 0.0
+    if isinstance(image, torch.Tensor):
+        source = image.as_tensor() if hasattr(image, "as_tensor") else image
+        result = source.to(torch.float32, copy=True).sub_(low).mul_(scale).clamp_(0.0, 1.0)
+        return (
+            result
+            if result.__class__ is image.__class__
+            else convert_to_dst_type(result, image, dtype=torch.float32)[0]
+        )
+    array = np.subtract(image, np.float32(low), dtype=np.float32)
+    array *= np.float32(scale)
+    return np.clip(array, 0.0, 1.0, out=array)
+
+
+class IntensityWindowd(MapTransform):
+    """Dictionary transform that windows whole volumes to float32 in [0, 1].
+
+    Args:
+        keys: volumes to window.
+        window: see `IntensityWindow`.
+        modality: of the volumes; where empty, the item's own "modality" is taken.
+        body_part: of the volumes; where empty, the item's own "body_part" is taken.
+        percentiles: see `IntensityWindow`.
+        allow_missing_keys: see `monai.transforms.MapTransform`.
+
+    Raises:
+        InputError: see `IntensityWindow`; on a call, "auto" with no modality.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        window: str | Sequence[float] = "auto",
+        modality: str = "",
+        body_part: str = "",
+        percentiles: Sequence[float] = MR_PERCENTILES,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.window = IntensityWindow(window, percentiles)
+        self.modality = modality
+        self.body_part = body_part
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Window the volumes of one item; the other entries pass unchanged."""
+        item = dict(data)
+        modality = self.modality or str(item.get("modality", ""))
+        body_part = self.body_part or str(item.get("body_part", ""))
+        for key in self.key_iterator(item):
+            item[key] = self.window(item[key], modality, body_part)
+        return item
+
+
+def _pair(numbers: Sequence[float], what: str) -> tuple[float, float]:
+    try:
+        low, high = (float(number) for number in numbers)
+    except (TypeError, ValueError):
+        raise InputError(f"{what}: expected two numbers [low, high], found {numbers!r}.") from None
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise InputError(f"{what}: expected two increasing numbers [low, high], found {numbers!r}.")
+    return low, high
