@@ -1,0 +1,155 @@
+"""Image encoder: any timm backbone with features at strides 4, 8, 16 and 32."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import huggingface_hub
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from boltzformer.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+STRIDES = (4, 8, 16, 32)
+HUB_TIMEOUT_S = 3.0
+
+
+class ImageEncoder(nn.Module):
+    """Backbone that turns a normalised slice into features at four strides.
+
+    Args:
+        name: a timm model that gives features at strides 4, 8, 16, 32, such as "sam2_hiera_small", "hieradet_small",
+            "sam2_hiera_base_plus", "focalnet_large_fl4" or "tiny_vit_5m_224".
+        weights: a local file with the backbone's weights in timm's keys (.safetensors, .pt, .pth, .bin).
+        pretrained: without ``weights``, take timm's own from its hub (or the local cache of it). Where the hub cannot
+            be reached, one warning says so and the backbone starts at random.
+
+    Raises:
+        InputError: unknown name, a backbone with other strides, or a weights file that is absent or does not fit.
+    """
+
+    def __init__(self, name: str = "sam2_hiera_small", weights: str | None = None, pretrained: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        self.backbone = _create(name)
+        self.channels: list[int] = self.backbone.feature_info.channels()
+        config = self.backbone.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+        if weights:
+            load_backbone_weights(self.backbone, name, weights)
+        elif pretrained:
+            self._load_from_hub(config.get("hf_hub_id"))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features of a slice.
+
+        Args:
+            image: (B, 3, H, W), normalised (:meth:`normalise`); H and W multiples of 32.
+
+        Returns:
+            Four tensors (B, C_i, H / s, W / s) for s = 4, 8, 16, 32.
+        """
+        return self.backbone(image)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """[0, 1] -> the mean and standard deviation that the backbone was trained with."""
+        return (image - self.mean) / self.std
+
+    def _load_from_hub(self, repository: str | None) -> None:
+        if not repository:
+            logger.warning("%s has no published weights: the backbone starts at random.", self.name)
+            return
+        cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
+        if isinstance(cached, str):
+            load_backbone_weights(self.backbone, self.name, cached)
+            return
+        try:  # one short question first: a download without a network would retry for most of a minute
+            huggingface_hub.HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
+            file = huggingface_hub.hf_hub_download(repository, "model.safetensors")
+        except Exception as error:  # any failure of the network or the hub has the same cure
+            logger.warning(
+                "Pretrained weights of %s cannot be had (%s: %s): the backbone starts at random. "
+                "Give a local file as `weights` to use them.",
+                self.name,
+                type(error).__name__,
+                str(error).splitlines()[0] if str(error) else "no reason given",
+            )
+            return
+        load_backbone_weights(self.backbone, self.name, file)
+
+
+def _create(name: str) -> nn.Module:
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{re.split('[_.]', name)[0]}*")[:8]
+        raise InputError(f"Unknown backbone {name!r}: timm has no model of that name. Near it: {near or 'none'}.")
+    try:
+        backbone = timm.create_model(name, pretrained=False, features_only=True)
+        strides = tuple(backbone.feature_info.reduction())
+        if len(strides) > 4 and strides[-4:] == STRIDES:  # such as ResNets, which add a level at stride 2
+            indices = tuple(range(len(strides) - 4, len(strides)))
+            backbone = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
+            strides = tuple(backbone.feature_info.reduction())
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise InputError(f"Backbone {name!r} gives no feature maps ({error}); choose a hierarchical one.") from error
+    if strides != STRIDES:
+        raise InputError(f"Backbone {name!r} has features at strides {strides}; strides {STRIDES} are needed.")
+    return backbone
+
+
+def load_backbone_weights(backbone: nn.Module, name: str, path: str | Path) -> None:
+    """Load weights of the whole timm model, or of its ``features_only`` form, into a features-only backbone.
+
+    Args:
+        backbone: from ``timm.create_model(name, features_only=True)``.
+        name: timm's name, for the model's own conversion of foreign checkpoints.
+        path: the file.
+
+    Raises:
+        InputError: the file is absent, unreadable or lacks part of the backbone.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"Backbone weights {path} not found; correct `weights` or leave it out.")
+    try:
+        loaded = load_state_dict(str(path))
+    except Exception as error:  # safetensors, pickle and zip each have their own exceptions
+        raise InputError(f"Backbone weights {path} cannot be read ({error}); fetch the file again.") from error
+    chosen = _match(backbone.state_dict(), loaded)
+    if len(chosen) < len(backbone.state_dict()):
+        chosen = _match(backbone.state_dict(), _converted(loaded, name))
+    lacking = [key for key in backbone.state_dict() if key not in chosen]
+    if lacking:
+        raise InputError(
+            f"Backbone weights {path} do not fit {name!r}: {len(lacking)} of {len(backbone.state_dict())} tensors are "
+            f"missing or of another shape, such as {lacking[0]!r}. Name the backbone that the file was made with."
+        )
+    backbone.load_state_dict(chosen)
+
+
+def _converted(loaded: dict[str, Tensor], name: str) -> Mapping[str, Tensor]:
+    """The state dict through timm's own filter for original checkpoints of this model family."""
+    model = timm.create_model(name, pretrained=False)
+    convert = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
+    return convert(dict(loaded), model) if convert else loaded
+
+
+def _match(wanted: dict[str, Tensor], loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of ``loaded`` for each key of ``wanted``, whose wrapper renames ``stages.0`` or adds ``model.``."""
+    chosen = {}
+    for key, value in wanted.items():
+        for candidate in (key, key.removeprefix("model."), re.sub(r"_(\d+)\.", r".\1.", key, count=1)):
+            if candidate in loaded and loaded[candidate].shape == value.shape:
+                chosen[key] = loaded[candidate].to(value.dtype)
+                break
+    return chosen

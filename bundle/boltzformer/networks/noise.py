@@ -1,0 +1,43 @@
+"""Random fields behind the Boltzmann draws: fresh for every training example, seeded and shared in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Noise = Sequence[Tensor]
+"""One uniform tensor a layer, shape (1 or B, sets a query, queries, patches)."""
+
+
+def fresh_noise(batch: int, sets: int, queries: int, patches: Sequence[int], device: torch.device) -> list[Tensor]:
+    """A new draw for every example, from the device's default generator."""
+    return [torch.rand(batch, sets, queries, n, device=device) for n in patches]
+
+
+class SeededNoise:
+    """Noise that depends on the seed and the grid alone, so that a slice's mask does not depend on its company.
+
+    The field is drawn on the CPU (the same on every device) and kept on the device that asks for it.
+
+    Args:
+        capacity: how many (seed, grid, device) fields are kept.
+    """
+
+    def __init__(self, capacity: int = 16) -> None:
+        self._capacity = capacity
+        self._fields: dict[tuple, list[Tensor]] = {}
+
+    def __call__(
+        self, seed: int, sets: int, queries: int, patches: Sequence[int], device: torch.device
+    ) -> list[Tensor]:
+        """Noise of shape (1, sets, queries, patches[i]) for each layer i."""
+        key = (seed, sets, queries, tuple(patches), device)
+        if key not in self._fields:
+            if len(self._fields) >= self._capacity:
+                self._fields.pop(next(iter(self._fields)))
+            generator = torch.Generator().manual_seed(seed)
+            field = [torch.rand(1, sets, queries, n, generator=generator) for n in patches]
+            self._fields[key] = [layer.to(device) for layer in field]
+        return self._fields[key]

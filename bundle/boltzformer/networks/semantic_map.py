@@ -1,0 +1,152 @@
+"""The semantic map S and what queries read from it: mask logits, at full size or at a coarser patch grid.
+
+S = W * F + b is a 3x3 convolution of the pixel decoder's finest level F, and a query reads mu^T S. Both are linear,
+as is bilinear resizing, which gives two exact shortcuts:
+
+* ``explicit``: compute S once, resize S once for each patch grid, and read the small maps at each layer
+  (mu^T resize(S) = resize(mu^T S)).
+* ``folded``: never compute S; fold mu into the kernel (mu^T (W * F) = (mu^T W) * F), m outputs in place of d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SemanticMap(Protocol):
+    """What the decoder asks of a semantic map of B slices."""
+
+    def mask_logits(self, mu: Tensor) -> Tensor:
+        """mu^T S at every pixel of the map: (B, m, d) -> (B, m, H, W)."""
+
+    def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
+        """mu^T S resized bilinearly to a patch grid: (B, m, d) -> (B, m, h, w), float32."""
+
+    def __getitem__(self, index: slice) -> SemanticMap:
+        """Some of the slices."""
+
+    def expand(self, count: int) -> SemanticMap:
+        """One slice's map for ``count`` prompts."""
+
+    def concatenate(self, parts: Sequence[Any]) -> SemanticMap:
+        """Several maps of this kind, one after another."""
+
+
+class ExplicitSemanticMap:
+    """S itself, shape (B, d, H, W); each resized copy is made once and kept."""
+
+    def __init__(self, semantic_map: Tensor) -> None:
+        self.semantic_map = semantic_map
+        self._resized: dict[tuple[int, int], Tensor] = {}
+
+    def mask_logits(self, mu: Tensor) -> Tensor:
+        """Mask logits (B, m, H, W) of queries (B, m, d)."""
+        return _read(mu, self.semantic_map)
+
+    def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mask logits at a patch grid, (B, m, h, w), float32 under autocast too."""
+        if size not in self._resized:
+            self._resized[size] = _resize(self.semantic_map.float(), size)
+        with torch.autocast(mu.device.type, enabled=False):
+            return _read(mu.float(), self._resized[size])
+
+    def __getitem__(self, index: slice) -> ExplicitSemanticMap:
+        part = ExplicitSemanticMap(self.semantic_map[index])
+        part._resized = {size: maps[index] for size, maps in self._resized.items()}
+        return part
+
+    def expand(self, count: int) -> ExplicitSemanticMap:
+        """One slice's map for ``count`` prompts, without copying."""
+        return ExplicitSemanticMap(self.semantic_map.expand(count, -1, -1, -1))
+
+    def concatenate(self, parts: Sequence[ExplicitSemanticMap]) -> ExplicitSemanticMap:
+        """Several maps, one after another."""
+        return ExplicitSemanticMap(torch.cat([part.semantic_map for part in parts]))
+
+
+class FoldedSemanticMap:
+    """S = W * F + b, never computed: queries are folded into the kernel.
+
+    Args:
+        finest: F, shape (B, d, H, W).
+        projection: the 3x3 convolution (W, b) with zero padding 1 that would give S.
+    """
+
+    def __init__(self, finest: Tensor, projection: nn.Conv2d) -> None:
+        self.finest = finest
+        self.projection = projection
+
+    def mask_logits(self, mu: Tensor) -> Tensor:
+        """Mask logits (B, m, H, W) of queries (B, m, d): one convolution with m outputs."""
+        kernel, bias = self._fold(mu)
+        return torch.cat(
+            [F.conv2d(f[None], k, b, padding=1) for f, k, b in zip(self.finest, kernel, bias, strict=True)]
+        )
+
+    def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
+        """Mask logits at a patch grid, (B, m, h, w), float32 under autocast too.
+
+        Downsizing bilinearly by 2, 4 or 8 averages the two middle rows and columns of each block, so the resized
+        map is a convolution of F with the kernel widened by a 2x2 mean, at the stride of the patch grid.
+        """
+        stride = self.finest.shape[-1] // size[-1]
+        if not foldable(self.finest.shape[-2:], size):
+            raise ValueError(f"{tuple(self.finest.shape[-2:])} is not 2, 4 or 8 times {size}")
+        with torch.autocast(mu.device.type, enabled=False):
+            kernel, bias = self._fold(mu.float())
+            wide = sum(F.pad(kernel, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)) / 4
+            first = stride // 2 - 2  # first row of F under the first patch; -1 is the zero padding
+            finest = self.finest.float()[..., max(first, 0) :, max(first, 0) :]
+            maps = [
+                F.conv2d(f[None], k, b, stride=stride, padding=max(-first, 0))[..., : size[0], : size[1]]
+                for f, k, b in zip(finest, wide, bias, strict=True)
+            ]
+        return torch.cat(maps)
+
+    def __getitem__(self, index: slice) -> FoldedSemanticMap:
+        return FoldedSemanticMap(self.finest[index], self.projection)
+
+    def expand(self, count: int) -> FoldedSemanticMap:
+        """One slice's map for ``count`` prompts, without copying."""
+        return FoldedSemanticMap(self.finest.expand(count, -1, -1, -1), self.projection)
+
+    def concatenate(self, parts: Sequence[FoldedSemanticMap]) -> FoldedSemanticMap:
+        """Several maps, one after another."""
+        return FoldedSemanticMap(torch.cat([part.finest for part in parts]), self.projection)
+
+    def _fold(self, mu: Tensor) -> tuple[Tensor, Tensor]:
+        """mu^T W of shape (B, m, d, 3, 3) and mu^T b of shape (B, m)."""
+        weight = self.projection.weight.to(mu.dtype)
+        kernel = (mu @ weight.flatten(1)).unflatten(-1, tuple(weight.shape[1:]))
+        if self.projection.bias is None:
+            return kernel, mu.new_zeros(mu.shape[:-1])
+        return kernel, mu @ self.projection.bias.to(mu.dtype)
+
+
+def foldable(map_size: torch.Size | tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether a patch grid is the map's size over 2, 4 or 8 on both axes."""
+    return any(tuple(map_size) == (size[0] * s, size[1] * s) for s in (2, 4, 8))
+
+
+def folding_pays(queries: int, dim: int, map_pixels: int, patches_of_layers: int) -> bool:
+    """Whether folding takes fewer multiply-adds than computing S, for one prompt.
+
+    Folded: 9 m d per pixel of the final mask and 16 m d per patch of every layer. Explicit: 9 d^2 per pixel for S,
+    and m d per pixel and patch to read it.
+    """
+    folded = queries * (9 * map_pixels + 16 * patches_of_layers)
+    explicit = 9 * dim * map_pixels + queries * (map_pixels + patches_of_layers)
+    return folded < explicit
+
+
+def _read(mu: Tensor, maps: Tensor) -> Tensor:
+    return (mu.to(maps.dtype) @ maps.flatten(2)).unflatten(-1, tuple(maps.shape[-2:]))
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

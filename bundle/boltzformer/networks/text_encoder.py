@@ -1,0 +1,259 @@
+"""Language encoders: a prompt -> its full sequence of token embeddings.
+
+Every prompt is encoded at a fixed padded length and cut to its own tokens, so an embedding depends neither on padding
+nor on the other prompts of a batch. Embeddings are cached per prompt while the weights cannot change.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import TextTransformer
+from timm.models import load_state_dict
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from boltzformer.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TextFeatures:
+    """Token embeddings of P prompts.
+
+    Attributes:
+        tokens: (P, N_T, width), zero at padding.
+        mask: True at real tokens, (P, N_T).
+        lengths: number of real tokens of each prompt, known on the host without asking the device.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    lengths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, index: slice) -> TextFeatures:
+        lengths = self.lengths[index]
+        longest = max(lengths)
+        return TextFeatures(self.tokens[index, :longest], self.mask[index, :longest], lengths)
+
+
+class TextEncoder(nn.Module, ABC):
+    """Base of the language encoders: caching, padding, freezing.
+
+    Args:
+        width: features of a token embedding.
+        frozen: keep the weights as they are and cache every prompt's embedding.
+    """
+
+    def __init__(self, width: int, frozen: bool) -> None:
+        super().__init__()
+        self.width = width
+        self.frozen = frozen
+        self._cache: dict[str, Tensor] = {}
+        self.register_load_state_dict_post_hook(lambda module, _: module._cache.clear())
+
+    @abstractmethod
+    def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts -> token ids (P, context) and a mask that is True at real tokens, on the CPU."""
+
+    @abstractmethod
+    def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask (P, context) -> embeddings (P, context, width)."""
+
+    def forward(self, prompts: Sequence[str]) -> TextFeatures:
+        """Encode prompts.
+
+        Args:
+            prompts: non-empty strings.
+
+        Returns:
+            Embeddings of the real tokens, padded with zeros to the longest prompt.
+
+        Raises:
+            InputError: a prompt is empty or not text.
+        """
+        check_prompts(prompts)
+        if self.training and not self.frozen:
+            return self._encode_with_gradient(prompts)
+        with torch.no_grad():
+            return _pad([self._cached(prompt) for prompt in prompts])
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """As in torch; embeddings of weights that may change are forgotten, a frozen encoder stays in evaluation."""
+        if mode and not self.frozen:
+            self._cache.clear()
+        return super().train(mode and not self.frozen)
+
+    def freeze_if_asked(self) -> None:
+        """Stop gradients of a frozen encoder; called at the end of a subclass's constructor."""
+        if self.frozen:
+            self.requires_grad_(False)
+            self.eval()
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        self._cache.clear()  # a move to another device or type
+        return super()._apply(fn, recurse)
+
+    def _cached(self, prompt: str) -> Tensor:
+        if prompt not in self._cache:
+            ids, mask = self.tokenise([prompt])
+            device = next(self.parameters()).device
+            with torch.autocast(device.type, enabled=False):
+                tokens = self.embed(ids.to(device), mask.to(device))
+            self._cache[prompt] = tokens[0, : int(mask.sum())]
+        return self._cache[prompt]
+
+    def _encode_with_gradient(self, prompts: Sequence[str]) -> TextFeatures:
+        unique = list(dict.fromkeys(prompts))
+        ids, mask = self.tokenise(unique)
+        device = next(self.parameters()).device
+        tokens = self.embed(ids.to(device), mask.to(device))
+        lengths = mask.sum(1).tolist()
+        rows = dict(zip(unique, (t[:n] for t, n in zip(tokens, lengths, strict=True)), strict=True))
+        return _pad([rows[prompt] for prompt in prompts])
+
+
+class ClipTextEncoder(TextEncoder):
+    """CLIP-like text tower: byte-pair vocabulary of 49408, causal transformer (the paper's UniCL has this form).
+
+    The tower and the tokenizer are open_clip's; the vocabulary is part of that package, so nothing is downloaded.
+
+    Args:
+        layers: transformer layers.
+        width: features; a multiple of ``heads``.
+        heads: attention heads.
+        context_length: tokens of a prompt at most, start and end tokens included; longer prompts are cut with a warning.
+        weights: local file with a CLIP checkpoint or its text tower (open_clip's keys, with or without a prefix such
+            as "text."); None starts at random.
+        frozen: see :class:`TextEncoder`.
+    """
+
+    def __init__(
+        self,
+        layers: int = 12,
+        width: int = 512,
+        heads: int = 8,
+        context_length: int = 77,
+        weights: str | None = None,
+        frozen: bool = False,
+    ) -> None:
+        super().__init__(width, frozen)
+        self.tokenizer = SimpleTokenizer(context_length=context_length)
+        self.tower = TextTransformer(
+            context_length=context_length,
+            vocab_size=self.tokenizer.vocab_size,
+            width=width,
+            heads=heads,
+            layers=layers,
+            output_dim=None,
+            pool_type="none",
+        )
+        if weights:
+            self._load(Path(weights))
+        self.freeze_if_asked()
+
+    def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """See :class:`TextEncoder`; ids end with the end-of-text token."""
+        ids = self.tokenizer(list(prompts))
+        for prompt in prompts:
+            if len(self.tokenizer.encode(prompt)) > self.tokenizer.context_length - 2:
+                logger.warning("Prompt %r is cut to %d tokens.", prompt, self.tokenizer.context_length - 2)
+        lengths = (ids == self.tokenizer.eot_token_id).int().argmax(1) + 1
+        return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
+
+    def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """See :class:`TextEncoder`. Attention is causal, so what follows a prompt cannot reach it."""
+        return self.tower(ids)
+
+    def _load(self, path: Path) -> None:
+        if not path.is_file():
+            raise InputError(f"Text encoder weights {path} not found; correct `weights` or leave it out.")
+        loaded = load_state_dict(str(path))
+        for prefix in ("", "text.", "tower.", "text_encoder.tower."):
+            part = {key: loaded[prefix + key] for key in self.tower.state_dict() if prefix + key in loaded}
+            if len(part) == len(self.tower.state_dict()):
+                self.tower.load_state_dict(part)
+                return
+        raise InputError(
+            f"{path} holds no CLIP text tower of {len(self.tower.transformer.resblocks)} layers; "
+            "set `layers` and `width` as in the file, or give another file."
+        )
+
+
+class HuggingFaceTextEncoder(TextEncoder):
+    """Any Hugging Face text encoder, from a local folder or by name.
+
+    Args:
+        name: a folder with config, tokenizer and weights, or a model's name on the hub.
+        context_length: tokens at most.
+        pretrained: False takes the architecture and tokenizer alone and starts at random.
+        frozen: see :class:`TextEncoder`.
+
+    Raises:
+        InputError: the folder or name cannot be loaded.
+    """
+
+    def __init__(self, name: str, context_length: int = 77, pretrained: bool = True, frozen: bool = True) -> None:
+        from transformers import AutoConfig, AutoModel, AutoTokenizer  # slow to import, and only needed here
+
+        try:
+            config = AutoConfig.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModel.from_pretrained(name) if pretrained else AutoModel.from_config(config)
+        except Exception as error:  # transformers raises OSError, ValueError and more for the same user mistake
+            raise InputError(
+                f"Text encoder {name!r} cannot be loaded ({str(error).splitlines()[0]}); "
+                "give a folder that holds config.json, the tokenizer's files and the weights."
+            ) from error
+        model = getattr(model, "text_model", model)
+        super().__init__(width=model.config.hidden_size, frozen=frozen)
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.tower = model
+        self.freeze_if_asked()
+
+    def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """See :class:`TextEncoder`; padded on the right whatever the tokenizer's own side."""
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        batch = self.tokenizer(
+            list(prompts),
+            padding="max_length",
+            max_length=self.context_length,
+            truncation=True,
+            padding_side="right",
+            return_tensors="pt",
+        )
+        return batch["input_ids"], batch["attention_mask"].bool()
+
+    def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """See :class:`TextEncoder`."""
+        return self.tower(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+
+
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raise :class:`InputError` unless ``prompts`` is a non-empty sequence of non-empty strings."""
+    if isinstance(prompts, str) or not prompts:
+        raise InputError(f"Prompts must be a non-empty list of strings, not {prompts!r}.")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise InputError(f"A prompt must be text, not {type(prompt).__name__} ({prompt!r}).")
+        if not prompt.strip():
+            raise InputError("A prompt is empty; say what to segment, such as 'lung nodule in chest CT'.")
+
+
+def _pad(rows: Sequence[Tensor]) -> TextFeatures:
+    tokens = pad_sequence(list(rows), batch_first=True)
+    lengths = tuple(len(row) for row in rows)
+    mask = torch.arange(tokens.shape[1])[None] < torch.tensor(lengths)[:, None]
+    return TextFeatures(tokens, mask.to(tokens.device), lengths)
