@@ -1,0 +1,47 @@
+"""A user's mistake ends a run with one sentence, not with a page of traceback."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from boltzformer.errors import InputError
+
+
+def find_input_error(error: BaseException | None) -> InputError | None:
+    """The `InputError` behind an exception, following its causes.
+
+    Args:
+        error: any exception; MONAI wraps what a config's component raises in a RuntimeError.
+
+    Returns:
+        The first `InputError` of the chain, or None.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, InputError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def report_input_errors_briefly() -> None:
+    """Let an uncaught `InputError` print `error: <message>` alone; other exceptions keep their traceback.
+
+    Configs call this first in their `run` list. It touches `sys.excepthook` only, so it changes nothing for a
+    program that catches its exceptions.
+    """
+    if getattr(sys.excepthook, "reports_input_errors", False):
+        return
+    usual = sys.excepthook
+
+    def brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        mistake = find_input_error(error)
+        if mistake is None:
+            usual(kind, error, trace)
+        else:
+            print(f"error: {mistake}", file=sys.stderr)
+
+    brief.reports_input_errors = True  # type: ignore[attr-defined]
+    sys.excepthook = brief

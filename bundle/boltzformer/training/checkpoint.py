@@ -1,0 +1,234 @@
+"""Best weights, the state of a run, and taking a run up again."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import ignite.distributed as idist
+from ignite.engine import Events
+from monai.engines import Evaluator, Workflow
+from torch import nn
+from torch.utils.data import DataLoader
+
+from boltzformer.errors import InputError
+from boltzformer.training.random_state import gather_random_state, restore_random_state
+from boltzformer.training.sampler import EpochSampler
+from boltzformer.weights import NETWORK_KEY, check_fit, keep_previous, read_checkpoint, save_atomically
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+LAST_NAME = "last.pt"
+
+
+class Stateful(Protocol):
+    """Anything whose state a checkpoint holds: an optimizer, a schedule, an early-stopping handler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Take up a state."""
+
+
+class BestWeights:
+    """Ignite handler: keeps the network's weights of the best validation so far, and nothing but them.
+
+    List it among the validator's handlers and among the states of `RunCheckpoint`. The first save of a run
+    moves the file of another run to `<output_dir>/previous_<name>`; a resumed run goes on with its own file.
+
+    Args:
+        network: the bare network (not its DDP wrapper); the file is its state dict.
+        path: the file, `models/model.pt` in the bundle.
+        output_dir: the run's folder.
+    """
+
+    def __init__(self, network: nn.Module, path: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> None:
+        self.network = network
+        self.path = Path(path)
+        self.output_dir = Path(output_dir)
+        self._owns_file = False
+
+    def attach(self, engine: Workflow) -> None:
+        """Look at the key metric after every validation of `engine`, a MONAI evaluator."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Workflow) -> None:
+        """Save where this validation was the best."""
+        state = engine.state
+        if state.best_metric_epoch != state.epoch or idist.get_rank() > 0:
+            return
+        if math.isnan(float(state.best_metric)):
+            state.best_metric_epoch = -1
+            raise InputError(
+                f"{state.key_metric_name} is not a number: the validation list holds no slice with an "
+                "object; give labelled validation cases."
+            )
+        if not self._owns_file:
+            kept = keep_previous(self.path, self.output_dir)
+            if kept is not None:
+                logger.info("the weights of an earlier run, %s, are kept as %s", self.path, kept)
+            self._owns_file = True
+        save_atomically(self.network.state_dict(), self.path)
+        name, value = state.key_metric_name, state.best_metric
+        logger.info("epoch %d: best %s so far, %.4f -> %s", state.epoch, name, value, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the file at `path` is this run's."""
+        return {"owns_file": self._owns_file}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up an earlier run's state."""
+        self._owns_file = state_dict["owns_file"]
+
+
+class RunCheckpoint:
+    """Ignite handler: writes the whole state of a run to `<output_dir>/last.pt` and takes it up again.
+
+    The state: network, optimizer and whatever else is in `states`, the gradient scaler, epoch and step, the
+    validator's best metric, and the random states of python, numpy, torch and CUDA of every process. A run
+    that was killed and resumed gives, bit for bit on the same device, what an uninterrupted run gives.
+
+    List it first among the trainer's handlers: it then restores before any other handler looks, while its
+    saves are registered at the start of the run and so come after every other handler of their event.
+
+    Args:
+        output_dir: the run's folder.
+        network: the bare network (not its DDP wrapper).
+        states: name -> object with `state_dict` and `load_state_dict`.
+        validator: the evaluator whose best metric belongs to the run.
+        resume: True takes up `<output_dir>/last.pt` where there is one; a path takes up that file; False
+            begins anew.
+        every_steps: also save inside an epoch, after this many steps; 0 saves at the ends of epochs only.
+
+    Raises:
+        InputError: at the start, if the file to resume cannot be read, or belongs to another network, other
+            data or another number of processes; later, if a save fails (the earlier file stays).
+    """
+
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str],
+        network: nn.Module,
+        states: Mapping[str, Stateful],
+        validator: Evaluator | None = None,
+        resume: bool | str = False,
+        every_steps: int = 0,
+    ) -> None:
+        self.path = Path(output_dir) / LAST_NAME
+        self.network = network
+        self.states = dict(states)
+        self.validator = validator
+        self.resume = resume
+        self.every_steps = every_steps
+        self._started = False
+
+    def attach(self, engine: Workflow) -> None:
+        """Checkpoint `engine`, a MONAI trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+
+    def _start(self, engine: Workflow) -> None:
+        if self._started:  # the same engine runs again: its state is alive
+            return
+        self._started = True
+        source = self._source()
+        if source is not None:
+            self._restore(engine, source)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+        if self.every_steps > 0:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every_steps), self._save_inside_epoch)
+
+    def _source(self) -> Path | None:
+        """The checkpoint to take up, if any; an earlier run's file that is not taken up is moved aside."""
+        if isinstance(self.resume, str | os.PathLike):
+            return Path(self.resume)
+        if self.resume:
+            if self.path.is_file():
+                return self.path
+            logger.info("resume: no %s yet, training begins anew", self.path)
+            return None
+        if idist.get_rank() == 0 and (kept := keep_previous(self.path)) is not None:
+            logger.info("a new run begins; the earlier one's state is kept as %s", kept)
+        return None
+
+    def _save_inside_epoch(self, engine: Workflow) -> None:
+        # the end of an epoch is saved after its validation
+        if engine.state.iteration % engine.state.epoch_length:
+            self._save(engine)
+
+    def _save(self, engine: Workflow) -> None:
+        random_states = gather_random_state(engine.state.device)
+        if idist.get_rank() > 0:
+            return
+        content = {
+            "format": FORMAT,
+            NETWORK_KEY: self.network.state_dict(),
+            "states": {name: item.state_dict() for name, item in self.states.items()},
+            "scaler": engine.scaler.state_dict() if engine.scaler is not None else {},
+            "progress": {"iteration": engine.state.iteration, "epoch_length": engine.state.epoch_length},
+            "best": _best(self.validator),
+            "random": random_states,
+        }
+        save_atomically(content, self.path)
+
+    def _restore(self, engine: Workflow, path: Path) -> None:
+        content = read_checkpoint(path)
+        _check_run(content, path, self.states, engine)
+        check_fit(self.network, content[NETWORK_KEY], path)
+        self.network.load_state_dict(content[NETWORK_KEY])
+        for name, item in self.states.items():
+            item.load_state_dict(content["states"][name])
+        if engine.scaler is not None and content["scaler"]:
+            engine.scaler.load_state_dict(content["scaler"])
+        if self.validator is not None:
+            for name, value in content["best"].items():
+                setattr(self.validator.state, name, value)
+        _set_position(engine, content["progress"]["iteration"])
+        restore_random_state(content["random"], engine.state.device)
+        logger.info(
+            "resumed %s: epoch %d, step %d are done",
+            path,
+            engine.state.epoch,
+            content["progress"]["iteration"],
+        )
+
+
+def _best(validator: Evaluator | None) -> dict[str, float | int]:
+    if validator is None:
+        return {}
+    return {
+        "best_metric": float(validator.state.best_metric),
+        "best_metric_epoch": int(validator.state.best_metric_epoch),
+    }
+
+
+def _check_run(content: Mapping[str, Any], path: Path, states: Mapping[str, Stateful], engine: Workflow) -> None:
+    """Refuse a file that is no state of this run."""
+    if content.get("format") != FORMAT:
+        raise InputError(
+            f"{path} is no state of a run (weights alone, or another version's): resume from a {LAST_NAME}, "
+            f"or begin a new run from these weights with `--initial_weights {path}`."
+        )
+    there = (content["progress"]["epoch_length"], len(content["random"]))
+    here = (engine.state.epoch_length, idist.get_world_size())
+    if there != here or set(content["states"]) != set(states):
+        raise InputError(
+            f"{path} was written by a run with {there[0]} steps an epoch on {there[1]} process(es), this one "
+            f"has {here[0]} on {here[1]}: resume with the same data, batch size, handlers and processes, or "
+            f"begin a new run from its weights with `--initial_weights {path}`."
+        )
+
+
+def _set_position(engine: Workflow, iteration: int) -> None:
+    """Let the engine go on after `iteration` steps, in the middle of an epoch too."""
+    engine.state.iteration = iteration
+    engine.state.epoch = iteration // engine.state.epoch_length
+    steps_into_epoch = iteration % engine.state.epoch_length
+    if steps_into_epoch:
+        loader = cast(DataLoader, engine.data_loader)
+        cast(EpochSampler, loader.sampler).skip_first(steps_into_epoch * (loader.batch_size or 1))

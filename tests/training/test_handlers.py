@@ -1,0 +1,199 @@
+"""Clipping, schedule, sampler, validation loss, progress."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from boltzformer.errors import InputError
+from boltzformer.training.gradients import ClipGradients, StopOnNonFiniteLoss
+from boltzformer.training.progress import Progress, loader_rate
+from boltzformer.training.sampler import EpochSampler, SetEpoch
+from boltzformer.training.schedule import warmup_cosine
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+from monai.losses import DiceCELoss
+from torch import nn
+
+
+def _trainer(loader, network, optimizer, handlers, **kwargs):
+    return SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=loader,
+        network=network,
+        optimizer=optimizer,
+        loss_function=nn.MSELoss(reduction="sum"),
+        train_handlers=handlers,
+        **kwargs,
+    )
+
+
+def _linear_data(steps):
+    return [{"image": torch.full((1, 1), 10.0), "label": torch.zeros(1, 1)} for _ in range(steps)]
+
+
+def _one_weight():
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(network.weight)
+    return network
+
+
+def test_gradient_is_clipped_before_the_step():
+    network = _one_weight()
+    clip = ClipGradients(network.parameters(), max_norm=0.5)
+    trainer = _trainer(_linear_data(1), network, torch.optim.SGD(network.parameters(), lr=1.0), [clip])
+    trainer.run()
+    # d(10 w)² / dw = 200 at w = 1, clipped to 0.5
+    assert network.weight.item() == pytest.approx(0.5)
+    assert float(trainer.state.gradient_norm) == pytest.approx(200.0)
+
+
+def test_small_gradient_is_left_alone():
+    network = _one_weight()
+    clip = ClipGradients(network.parameters(), max_norm=1e4)
+    _trainer(_linear_data(1), network, torch.optim.SGD(network.parameters(), lr=1e-3), [clip]).run()
+    assert network.weight.item() == pytest.approx(0.8)
+
+
+def test_only_the_accumulated_gradient_is_clipped():
+    network = _one_weight()
+    seen = []
+    clip = ClipGradients(network.parameters(), max_norm=0.5)
+    trainer = _trainer(
+        _linear_data(5), network, torch.optim.SGD(network.parameters(), lr=0.0), [clip], accumulation_steps=2
+    )
+    trainer.add_event_handler(
+        IterationEvents.BACKWARD_COMPLETED, lambda engine: seen.append(float(network.weight.grad))
+    )
+    trainer.run()
+    # halves of 200, clipped where the trainer steps: after 2, 4 and the last of 5
+    assert seen == pytest.approx([100, 0.5, 100, 0.5, 0.5])
+
+
+def test_scaled_gradient_is_unscaled_first():
+    network = _one_weight()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    trainer = _trainer(_linear_data(1), network, optimizer, [])
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    trainer.state.iteration = 1
+    trainer.scaler.scale((network(torch.tensor([[10.0]])) ** 2).sum()).backward()
+    assert float(network.weight.grad) == pytest.approx(200 * 1024)
+    ClipGradients(network.parameters(), max_norm=0.5)(trainer)
+    assert float(network.weight.grad) == pytest.approx(0.5)
+    assert float(trainer.state.gradient_norm) == pytest.approx(200)
+    trainer.scaler.step(optimizer)
+    assert network.weight.item() == pytest.approx(0.5)
+
+
+def test_bad_norm_is_refused():
+    with pytest.raises(InputError, match="max_norm is 0"):
+        ClipGradients([], 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_training_stops_before_a_bad_loss_spoils_the_weights(bad):
+    network = _one_weight()
+    data = _linear_data(2)
+    data[1]["label"].fill_(bad)
+    trainer = _trainer(data, network, torch.optim.SGD(network.parameters(), lr=1e-3), [StopOnNonFiniteLoss()])
+    with pytest.raises(InputError, match="epoch 1, step 2: lower `learning_rate`"):
+        trainer.run()
+    assert network.weight.item() == pytest.approx(0.8)
+
+
+def test_schedule_warms_up_and_falls_along_a_cosine():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = warmup_cosine(optimizer, warmup_steps=4, total_steps=14, final_share=0.1)
+    rates = []
+    for _ in range(20):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
+    assert rates[4] == pytest.approx(2.0)
+    assert rates[9] == pytest.approx(2 * (0.1 + 0.9 * 0.5))
+    assert rates[14:] == pytest.approx([0.2] * 6)
+    assert set(schedule.state_dict()) & {"total_steps", "warmup_steps"} == set()
+
+
+def test_sampler_order_is_a_function_of_seed_and_epoch():
+    sampler = EpochSampler(range(20), seed=1)
+    sampler.set_epoch(2)
+    order = list(sampler)
+    assert sorted(order) == list(range(20))
+    assert list(sampler) == order
+    again = EpochSampler(range(20), seed=1)
+    again.set_epoch(2)
+    again.skip_first(7)
+    assert list(again) == order[7:]
+    assert list(again) == order
+    again.set_epoch(3)
+    assert list(again) != order
+    assert len(again) == 20
+    assert list(EpochSampler(range(5), shuffle=False)) == [0, 1, 2, 3, 4]
+
+
+def test_set_epoch_wants_datasets_that_can():
+    with pytest.raises(TypeError, match="list has no set_epoch"):
+        SetEpoch([[1, 2]])
+
+
+def test_validation_loss_is_that_of_the_logits(make_run, tmp_path):
+    run = make_run(tmp_path)
+    run.validator.run()
+    loss = DiceCELoss(sigmoid=True, squared_pred=True)
+    run.network.eval()
+    with torch.no_grad():
+        dataset = run.validator.data_loader.dataset
+        expected = [
+            float(loss(run.network(dataset[i]["image"][None]), dataset[i]["label"][None])) for i in range(len(dataset))
+        ]
+    assert run.validator.state.metrics["val_loss"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def test_progress_lines(make_run, tmp_path, caplog, capsys):
+    run = make_run(tmp_path, max_epochs=2)
+    Progress(interval=0.0, bar=True, measure_loader=0.01).attach(run.trainer)
+    Progress("validation", interval=1e9, bar=False).attach(run.validator)
+    with caplog.at_level("INFO", logger="boltzformer.training.progress"):
+        run.trainer.run()
+    lines = [record.getMessage() for record in caplog.records]
+    assert "the loader alone gives" in lines[0]
+    steps = [line for line in lines if line.startswith("training: epoch 1/2, step 2/6")]
+    assert len(steps) == 1
+    for part in ("loss ", "lr ", "s/step", "slices/s", "waiting for data", "epoch ends in", "training ends in"):
+        assert part in steps[0]
+    assert [line for line in lines if line.startswith("validation: epoch 1, step 2/2")]
+    assert "training" in capsys.readouterr().err  # the bar
+
+
+def test_measuring_the_loader_changes_no_result(make_run, tmp_path):
+    plain, measured = make_run(tmp_path / "a"), None
+    plain.trainer.run()
+    measured = make_run(tmp_path / "b")
+    Progress(bar=False, measure_loader=0.01).attach(measured.trainer)
+    measured.trainer.run()
+    for key, value in plain.network.state_dict().items():
+        assert torch.equal(value, measured.network.state_dict()[key])
+
+
+def test_loader_rate_counts_slices():
+    batches = [{"image": torch.zeros(3, 1)}] * 4
+    assert loader_rate(batches, seconds=100.0) > 0
+
+
+def test_best_weights_refuse_a_metric_that_is_no_number(make_run, tmp_path):
+    run = make_run(tmp_path)
+
+    def no_positive_slice(engine):
+        engine.state.metrics["val_dice"] = math.nan
+
+    handlers = run.validator._event_handlers[Events.EPOCH_COMPLETED]
+    run.validator.add_event_handler(Events.EPOCH_COMPLETED, no_positive_slice)
+    handlers.insert(1, handlers.pop())  # after the metric, before MONAI compares it with the best
+    with pytest.raises(InputError, match="holds no slice with an object"):
+        run.validator.run()
+    assert not (tmp_path / "model.pt").exists()
