@@ -71,9 +71,7 @@ def test_numbers_files_and_metrics(tmp_path, capsys):
     assert evaluator.state.metrics["val_dice_small"] == pytest.approx(sum(dice[:3]) / 3)
     assert evaluator.state.metrics["val_dice_large"] == pytest.approx(sum(dice[3:]) / 3)
     by_set = [[dice[2], dice[5]], [dice[0], dice[3]], [dice[1], dice[4]]]
-    assert evaluator.state.metrics["val_dice_dataset_mean"] == pytest.approx(
-        sum(sum(s) / 2 for s in by_set) / 3
-    )
+    assert evaluator.state.metrics["val_dice_dataset_mean"] == pytest.approx(sum(sum(s) / 2 for s in by_set) / 3)
     assert evaluator.state.metrics["val_dice_missed"] == 0
     assert evaluator.state.metrics["val_specificity"] == 0
 

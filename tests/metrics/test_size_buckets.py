@@ -103,9 +103,7 @@ def test_no_update_at_all():
 def test_batch_and_list_agree_with_numpy():
     generator = torch.Generator().manual_seed(0)
     pred = (torch.rand(6, 1, 40, 30, generator=generator) > 0.5).float()
-    label = (
-        torch.rand(6, 1, 40, 30, generator=generator) > torch.linspace(0, 1, 6)[:, None, None, None]
-    ).float()
+    label = (torch.rand(6, 1, 40, 30, generator=generator) > torch.linspace(0, 1, 6)[:, None, None, None]).float()
     spacing = torch.rand(6, 2, generator=generator) + 0.5
     label[5] = 0
     batch, listed = SizeBucketDice(), SizeBucketDice()

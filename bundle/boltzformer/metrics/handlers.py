@@ -103,9 +103,7 @@ class SizeBucketDiceHandler:
         """
         outputs, batch = engine.state.output, engine.state.batch
         if not isinstance(outputs, list):
-            raise InputError(
-                "SizeBucketDiceHandler reads decollated output: set decollate to true in the evaluator"
-            )
+            raise InputError("SizeBucketDiceHandler reads decollated output: set decollate to true in the evaluator")
         batches = batch if isinstance(batch, list) else [{}] * len(outputs)
         for output, item in zip(outputs, batches, strict=True):
             self.rows.append(self._row({**item, **output}))
@@ -137,9 +135,7 @@ class SizeBucketDiceHandler:
         console = Console()
         print_slice_summary(self.summary, console)
         if self.output_dir is not None:
-            console.print(
-                f"Rows: {self.output_dir / self.csv_name}  summary: {self.output_dir / self.json_name}"
-            )
+            console.print(f"Rows: {self.output_dir / self.csv_name}  summary: {self.output_dir / self.json_name}")
 
     def _metrics(self) -> dict[str, float]:
         overall = self.summary["overall"]
@@ -164,17 +160,11 @@ class SizeBucketDiceHandler:
         row["patient"] = _text(item.get("patient", row["case"]))
         spacing = item.get("spacing")
         try:
-            values = self.metric.rows(
-                _mask(item[self.pred_key])[None], _mask(item[self.label_key])[None], spacing
-            )
+            values = self.metric.rows(_mask(item[self.pred_key])[None], _mask(item[self.label_key])[None], spacing)
         except ValueError as error:
             raise InputError(f"case {row['case']}, slice {row['slice']}, '{row['text']}': {error}") from error
-        value = dict(
-            zip(self.metric.columns, (None if math.isnan(v) else v for v in values[0].tolist()), strict=True)
-        )
-        row.update(
-            {key: value[key] for key in ("dice", "area_percent", "diameter_mm", "false_positive_percent")}
-        )
+        value = dict(zip(self.metric.columns, (None if math.isnan(v) else v for v in values[0].tolist()), strict=True))
+        row.update({key: value[key] for key in ("dice", "area_percent", "diameter_mm", "false_positive_percent")})
         row["missed"] = None if row["dice"] is None else int(row["dice"] < self.metric.missed_below)
         row["bucket_percent"] = _name(self.metric.percent, row["area_percent"])
         row["bucket_mm"] = _name(self.metric.diameter, row["diameter_mm"])

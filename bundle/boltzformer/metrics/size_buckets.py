@@ -58,9 +58,7 @@ class Buckets:
         return int(np.searchsorted(np.asarray(self.edges), size, side="right"))
 
 
-def describe_dice(
-    dice: Sequence[float] | np.ndarray, missed_below: float = MISSED_BELOW_DICE
-) -> dict[str, Any]:
+def describe_dice(dice: Sequence[float] | np.ndarray, missed_below: float = MISSED_BELOW_DICE) -> dict[str, Any]:
     """n, mean, median and the share of missed objects of a list of Dice values (NaN are left out).
 
     A list with nothing in it has n = 0 and None for the rest: an empty bucket has no Dice, least of all 0.
@@ -140,9 +138,7 @@ class SizeBucketDice(CumulativeIterationMetric):
             )
         for what, mask in (("prediction", y_pred), ("label", y)):
             if not bool(((mask == 0) | (mask == 1)).all()):
-                raise ValueError(
-                    f"the {what} has values other than 0 and 1: threshold it first (AsDiscreted)"
-                )
+                raise ValueError(f"the {what} has values other than 0 and 1: threshold it first (AsDiscreted)")
         dice = compute_dice(y_pred.float(), y.float(), ignore_empty=True)[:, 0].double().cpu()
         pixels = y.shape[-2] * y.shape[-1]
         object_pixels = y.flatten(1).sum(1, dtype=torch.float64).cpu()
@@ -190,13 +186,9 @@ class SizeBucketDice(CumulativeIterationMetric):
     ) -> torch.Tensor:
         """List of channel-first items, with one spacing for all or one for each."""
         spacings = _spacing_tensor(spacing, len(y_pred))
-        return torch.cat(
-            [self.rows(p[None], t[None], s) for p, t, s in zip(y_pred, y, spacings, strict=True)], dim=0
-        )
+        return torch.cat([self.rows(p[None], t[None], s) for p, t, s in zip(y_pred, y, spacings, strict=True)], dim=0)
 
-    def _compute_tensor(
-        self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor:
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
         if y is None:
             raise ValueError("SizeBucketDice needs the label")
         return self.rows(y_pred, y, kwargs.get("spacing"))

@@ -117,12 +117,8 @@ def summarise_slices(
         },
         "overall": describe(rows),
         "mean_over_datasets": {"datasets": len(means), "mean_dice": _mean(means)},
-        "buckets_percent": bucket_table(
-            rows, "area_percent", Buckets(tuple(percent_edges), " %"), missed_below
-        ),
-        "buckets_mm": bucket_table(
-            rows, "diameter_mm", Buckets(tuple(diameter_edges_mm), " mm"), missed_below
-        ),
+        "buckets_percent": bucket_table(rows, "area_percent", Buckets(tuple(percent_edges), " %"), missed_below),
+        "buckets_mm": bucket_table(rows, "diameter_mm", Buckets(tuple(diameter_edges_mm), " mm"), missed_below),
         "datasets": datasets,
     }
 

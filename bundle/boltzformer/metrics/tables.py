@@ -42,9 +42,7 @@ def write_json(path: str | Path, data: Any) -> Path:
     return _write(Path(path), json.dumps(plain(data), indent=4, allow_nan=False) + "\n")
 
 
-def write_csv(
-    path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None
-) -> Path:
+def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
     """Write rows as CSV with a header; None and NaN are empty cells. Columns default to the first row's keys.
 
     Raises:
