@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,8 @@ class BoltzFormerDecoder(nn.Module):
             Mask embeddings mu = MLP(q) of the last layer, (B, m, d).
         """
         queries, text, position, ignored = self._prior(text, text_mask)
-        for layer, block in enumerate(self.blocks):
+        for layer, module in enumerate(self.blocks):
+            block = cast(DecoderBlock, module)
             patches = scales[layer % self.num_scales]
             kept = self._attention_set(layer, queries, patches, semantic_map, None if noise is None else noise[layer])
             if trace is not None:

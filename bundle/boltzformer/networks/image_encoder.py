@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import timm
@@ -39,7 +40,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, name: str = "sam2_hiera_small", weights: str | None = None, pretrained: bool = False) -> None:
         super().__init__()
         self.name = name
-        self.backbone = _create(name)
+        self.backbone: Any = _create(name)
         self.channels: list[int] = self.backbone.feature_info.channels()
         config = self.backbone.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
@@ -89,12 +90,12 @@ class ImageEncoder(nn.Module):
         load_backbone_weights(self.backbone, self.name, file)
 
 
-def _create(name: str) -> nn.Module:
+def _create(name: str) -> Any:  # timm's wrappers have attributes that nn.Module's type does not know
     if not timm.is_model(name):
         near = timm.list_models(f"*{re.split('[_.]', name)[0]}*")[:8]
         raise InputError(f"Unknown backbone {name!r}: timm has no model of that name. Near it: {near or 'none'}.")
     try:
-        backbone = timm.create_model(name, pretrained=False, features_only=True)
+        backbone: Any = timm.create_model(name, pretrained=False, features_only=True)
         strides = tuple(backbone.feature_info.reduction())
         if len(strides) > 4 and strides[-4:] == STRIDES:  # such as ResNets, which add a level at stride 2
             indices = tuple(range(len(strides) - 4, len(strides)))

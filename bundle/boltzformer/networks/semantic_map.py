@@ -99,7 +99,7 @@ class FoldedSemanticMap:
             raise ValueError(f"{tuple(self.finest.shape[-2:])} is not 2, 4 or 8 times {size}")
         with torch.autocast(mu.device.type, enabled=False):
             kernel, bias = self._fold(mu.float())
-            wide = sum(F.pad(kernel, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)) / 4
+            wide = torch.stack([F.pad(kernel, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)]).mean(0)
             first = stride // 2 - 2  # first row of F under the first patch; -1 is the zero padding
             finest = self.finest.float()[..., max(first, 0) :, max(first, 0) :]
             maps = [

@@ -132,7 +132,7 @@ class ClipTextEncoder(TextEncoder):
         layers: transformer layers.
         width: features; a multiple of ``heads``.
         heads: attention heads.
-        context_length: tokens of a prompt at most, start and end tokens included; longer prompts are cut with a warning.
+        context_length: tokens of a prompt at most, start and end included; longer prompts are cut with a warning.
         weights: local file with a CLIP checkpoint or its text tower (open_clip's keys, with or without a prefix such
             as "text."); None starts at random.
         frozen: see :class:`TextEncoder`.
