@@ -1,0 +1,222 @@
+"""Intervals and comparisons that respect that slices of one patient are not independent.
+
+Every number that gets an interval is a ratio of sums over patients (mean Dice: sum of Dice over number of
+slices;
+sensitivity: true positives over lesions; ...), so that resampling patients needs two numbers for each of
+    them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import bootstrap, wilcoxon
+
+from boltzformer.errors import InputError
+from boltzformer.metrics.size_buckets import PERCENT_EDGES, Buckets
+
+Row = Mapping[str, Any]
+ROW_KEY = ("dataset", "case", "object", "slice", "text")
+RESAMPLES = 5000
+CONFIDENCE = 0.95
+
+
+def clustered_interval(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    clusters: Sequence[str],
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Percentile bootstrap interval of sum(numerators) / sum(denominators), drawing whole clusters.
+
+    Args:
+        numerators, denominators: one number for each row; a mean has denominators 1.
+        clusters: the patient of each row.
+        confidence: coverage, such as 0.95.
+        resamples: bootstrap draws.
+        seed: of the draws.
+
+    Returns:
+        ``{"value", "low", "high", "clusters"}``. ``low`` and ``high`` are None with fewer than two patients
+        (there is nothing to resample); all are None where the denominators sum to 0.
+    """
+    names, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    top = np.bincount(index, weights=np.asarray(numerators, dtype=np.float64), minlength=len(names))
+    bottom = np.bincount(index, weights=np.asarray(denominators, dtype=np.float64), minlength=len(names))
+    used = bottom > 0
+    top, bottom = top[used], bottom[used]
+    if bottom.sum() == 0:
+        return {"value": None, "low": None, "high": None, "clusters": 0}
+    value = float(top.sum() / bottom.sum())
+    if len(top) < 2:
+        return {"value": value, "low": None, "high": None, "clusters": len(top)}
+    interval = bootstrap(
+        (top, bottom),
+        lambda t, b, axis: t.sum(axis=axis) / b.sum(axis=axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, 4_000_000 // len(top)),
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return {"value": value, "low": float(interval.low), "high": float(interval.high), "clusters": len(top)}
+
+
+def mean_interval(values: Sequence[float], clusters: Sequence[str], **settings: Any) -> dict[str, Any]:
+    """:func:`clustered_interval` of a mean over rows."""
+    return clustered_interval(values, np.ones(len(values)).tolist(), clusters, **settings)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values, in the order given (Holm 1979)."""
+    values = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    factors = len(values) - np.arange(len(values))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(values[order] * factors))
+    return [float(p) for p in adjusted]
+
+
+def paired_rows(first: Iterable[Row], second: Iterable[Row], value: str = "dice") -> list[dict[str, Any]]:
+    """Join two models' rows on (dataset, case, object, slice, text); only rows where both have ``value``.
+
+    Returns:
+        The first model's rows with ``first``, ``second`` and ``difference`` (second - first) added.
+
+    Raises:
+        InputError: where the two share no row, or judge one row against different labels.
+    """
+    others = {tuple(str(row[k]) for k in ROW_KEY): row for row in second}
+    joined = []
+    for row in first:
+        other = others.get(tuple(str(row[k]) for k in ROW_KEY))
+        if other is None or _missing(row.get(value)) or _missing(other.get(value)):
+            continue
+        same = math.isclose(float(row["area_percent"]), float(other["area_percent"]), rel_tol=1e-6)
+        if not same:
+            where = ", ".join(str(row[k]) for k in ROW_KEY)
+            raise InputError(f"the two results judge ({where}) against different labels: areas differ")
+        a, b = float(row[value]), float(other[value])
+        joined.append({**row, "first": a, "second": b, "difference": b - a})
+    if not joined:
+        raise InputError("the two results have no scored row in common: compare runs on the same cases and prompts")
+    return joined
+
+
+def compare(
+    joined: Sequence[Row],
+    percent_edges: Sequence[float] = PERCENT_EDGES,
+    small_below_percent: float = 1.0,
+    confidence: float = CONFIDENCE,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Paired comparison of two models on the same rows.
+
+    Each line has the mean difference over rows (second - first) with its interval clustered by patient, and
+    Wilcoxon's signed-rank test over *patients'* mean differences, since the test assumes independence. Holm's
+    correction runs over
+    all tests of a family: the objects, and the size buckets.
+
+    Returns:
+        ``overall``, ``objects``, ``buckets_percent`` and ``sizes`` (small and large), each line with ``n``,
+        ``patients``, ``first``, ``second``, ``difference``, ``low``, ``high``, ``p`` and (but for overall)
+        ``p_holm``; bucket lines also have ``share_of_difference``.
+    """
+
+    def line(rows: Sequence[Row]) -> dict[str, Any]:
+        return _compare_line(rows, confidence, resamples, seed)
+
+    objects: dict[str, list[Row]] = {}
+    for row in joined:
+        objects.setdefault(f"{row['dataset']} / {row['object']}", []).append(row)
+    overall = line(joined)
+    by_object = {name: line(rows) for name, rows in sorted(objects.items())}
+    _add_holm(by_object)
+    result: dict[str, Any] = {"overall": overall, "objects": by_object}
+    for key, edges in (("buckets_percent", tuple(percent_edges)), ("sizes", (small_below_percent,))):
+        table = {name: line(rows) for name, rows in _split(joined, Buckets(edges, " %")).items()}
+        _add_holm(table)
+        for entry, share in zip(table.values(), difference_shares(table, overall), strict=True):
+            entry["share_of_difference"] = share
+        result[key] = table
+    return result
+
+
+def difference_shares(table: Mapping[str, Row], overall: Row) -> list[float | None]:
+    """Share of the mean difference that each bucket brings: n_b d_b / (n d).
+
+    The shares sum to 1; one is negative where a bucket pulls against the whole. None where the whole
+    difference is 0.
+    """
+    total = overall["n"] * overall["difference"]
+    if abs(total) < 1e-12:
+        return [None] * len(table)
+    return [entry["n"] * entry["difference"] / total if entry["n"] else 0.0 for entry in table.values()]
+
+
+def _compare_line(rows: Sequence[Row], confidence: float, resamples: int, seed: int) -> dict[str, Any]:
+    if not rows:
+        empty = ("first", "second", "difference", "low", "high", "p")
+        return {"n": 0, "patients": 0, **dict.fromkeys(empty)}
+    differences = [row["difference"] for row in rows]
+    patients = [f"{row['dataset']} / {row['patient']}" for row in rows]
+    interval = mean_interval(differences, patients, confidence=confidence, resamples=resamples, seed=seed)
+    return {
+        "n": len(rows),
+        "patients": interval["clusters"],
+        "first": _mean(row["first"] for row in rows),
+        "second": _mean(row["second"] for row in rows),
+        "difference": interval["value"],
+        "low": interval["low"],
+        "high": interval["high"],
+        "p": signed_rank(differences, patients),
+    }
+
+
+def signed_rank(differences: Sequence[float], clusters: Sequence[str]) -> float | None:
+    """Two-sided Wilcoxon signed-rank p-value over the clusters' mean differences.
+
+    Clusters without any difference count by Pratt's method. None with fewer than two clusters; 1 where no
+    cluster differs.
+    """
+    names, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    means = np.bincount(index, weights=differences) / np.bincount(index)
+    if len(names) < 2:
+        return None
+    if not np.any(means):
+        return 1.0
+    return float(wilcoxon(means, zero_method="pratt").pvalue)
+
+
+def _split(rows: Sequence[Row], buckets: Buckets) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {name: [] for name in buckets.names}
+    for row in rows:
+        index = buckets.index(float(row["area_percent"]))
+        if index is not None:
+            groups[buckets.names[index]].append(row)
+    return groups
+
+
+def _add_holm(table: Mapping[str, dict[str, Any]]) -> None:
+    tested = [entry for entry in table.values() if entry["p"] is not None]
+    for entry in table.values():
+        entry["p_holm"] = None
+    for entry, p in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
+        entry["p_holm"] = p
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value == "" or math.isnan(float(value))
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return math.fsum(listed) / len(listed)
