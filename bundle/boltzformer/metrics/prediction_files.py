@@ -1,0 +1,114 @@
+"""Which files hold the prediction of an object in a case, in the layouts that tools write.
+
+For case ``pt_7`` and object "left parotid gland" (label value 4), the first that exists:
+
+1. ``pt_7_left_parotid_gland.nii.gz``: a binary mask, as this bundle's inference writes;
+2. ``pt_7/left_parotid_gland.nii.gz``: a binary mask in a folder of the case, as TotalSegmentator writes;
+3. ``pt_7.nii.gz``: a label map with the label's own values, as nnU-Net writes.
+
+Names are compared without regard to case, and with spaces, underscores and hyphens alike. A probability map
+of the object lies beside a mask with ``_prob`` before the extension
+(``pt_7_left_parotid_gland_prob.nii.gz``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from boltzformer.errors import InputError
+
+EXTENSIONS = (".nii.gz", ".nii")
+PROBABILITY_SUFFIX = "prob"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Files of one object in one case.
+
+    Attributes:
+        path: binary mask, or label map.
+        value: None for a binary mask; the object's value in a label map.
+        probability: probability map of the object, or None.
+    """
+
+    path: Path
+    value: int | None
+    probability: Path | None
+
+
+class PredictionFolder:
+    """The volumes below a folder (and its folders), looked up by case and object.
+
+    Args:
+        folder: where the predictions are.
+        aliases: object name to the name that the files use, for tools with names of their own
+            (``{"left parotid gland": "parotid_gland_left"}``).
+
+    Raises:
+        InputError: where the folder does not exist or has no volume in it.
+    """
+
+    def __init__(self, folder: str | Path, aliases: Mapping[str, str] | None = None) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder} is not a folder: give the folder with the predicted NIfTI files")
+        self.aliases = dict(aliases or {})
+        self.files: dict[str, Path] = {}
+        for path in sorted(self.folder.rglob("*")):
+            relative = path.relative_to(self.folder).as_posix()
+            stem = strip_extension(relative)
+            if stem is not None and path.is_file() and stem.count("/") <= 1:
+                self.files.setdefault(_key(stem), path)
+        if not self.files:
+            raise InputError(f"{self.folder} has no prediction: it should hold .nii.gz or .nii files")
+
+    def find(self, case: str, name: str, value: int) -> Prediction:
+        """Files of an object in a case.
+
+        Args:
+            case: the label file's name without extension.
+            name: the object.
+            value: its value in label maps.
+
+        Raises:
+            InputError: where there is none, naming what was looked for.
+        """
+        own = self.aliases.get(name, name)
+        for stem in (f"{case}_{own}", f"{case}/{own}"):
+            path = self.files.get(_key(stem))
+            if path is not None:
+                return Prediction(path, None, self.files.get(_key(f"{stem}_{PROBABILITY_SUFFIX}")))
+        path = self.files.get(_key(case))
+        if path is not None:
+            probability = self.files.get(_key(f"{case}_{own}_{PROBABILITY_SUFFIX}"))
+            return Prediction(path, value, probability)
+        slug = re.sub(r"[ -]+", "_", own)
+        raise InputError(
+            f"{self.folder}: no prediction of '{name}' for case {case}; looked for {case}_{slug}.nii.gz, "
+            f"{case}/{slug}.nii.gz and {case}.nii.gz"
+        )
+
+    def without_label(self, cases: Iterable[str]) -> list[Path]:
+        """Volumes that belong to none of the cases: predictions whose label is missing."""
+        known = {_key(case) for case in cases}
+
+        def belongs(stem: str) -> bool:
+            top = stem.split("/")[0]
+            return top in known or any(top.startswith(case + "_") for case in known)
+
+        return [path for stem, path in self.files.items() if not belongs(stem)]
+
+
+def strip_extension(name: str) -> str | None:
+    """A NIfTI file's name without its extension; None for another file."""
+    for extension in EXTENSIONS:
+        if name.lower().endswith(extension):
+            return name[: -len(extension)]
+    return None
+
+
+def _key(stem: str) -> str:
+    return re.sub(r"[\s_-]+", "_", stem.casefold())

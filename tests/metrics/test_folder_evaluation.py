@@ -1,0 +1,238 @@
+"""Folders of NIfTI predictions: layouts, numbers on known masks, and every kind of bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from boltzformer.data.volume_checks import read_volume
+from boltzformer.errors import InputError
+from boltzformer.metrics.case_evaluation import EvaluationSettings, LabelledCase, slice_rows
+from boltzformer.metrics.folder_evaluation import Evaluation, evaluate_folder
+from boltzformer.metrics.prediction_files import PredictionFolder
+from boltzformer.metrics.size_buckets import SizeBucketDice
+
+OBJECTS = {1: "liver lesion", 2: "left kidney"}
+
+
+def cases(folder: Path, **extra) -> list[LabelledCase]:
+    return [LabelledCase(p, OBJECTS, "set", p.name[:6], **extra) for p in sorted(folder.glob("*.nii.gz"))]
+
+
+def run(labels: Path, predictions: Path, workers: int = 1, **settings) -> Evaluation:
+    return evaluate_folder(
+        cases(labels), PredictionFolder(predictions), read_volume, EvaluationSettings(**settings), workers
+    )
+
+
+def load(path: Path) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_exact_predictions_are_perfect(labels_dir, exact_predictions, tmp_path):
+    found = run(labels_dir, exact_predictions)
+    assert found.failures == []
+    summary = found.summary
+    assert summary["slices"]["overall"]["mean_dice"] == 1
+    assert summary["volumes"]["overall"]["n"] == 6
+    assert summary["volumes"]["overall"]["surface_dice_1mm"] == 1
+    assert summary["volumes"]["overall"]["hd95_mm"]["mean"] == 0
+    assert summary["lesions"]["overall"]["lesions"] == 9
+    assert summary["lesions"]["overall"]["f1"] == summary["lesions"]["overall"]["panoptic_quality"] == 1
+    assert summary["calibration"] is None
+    assert summary["intervals"]["overall"]["slice_dice"] == {"value": 1, "low": 1, "high": 1, "clusters": 3}
+    found.write(tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["cases"] == 3
+    with (tmp_path / "out" / "slices.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == 3 * 2 * 12
+
+
+def test_slice_rows_equal_the_torch_metric():
+    random = np.random.default_rng(0)
+    pred, label = random.random((2, 9, 8, 7)) > 0.6
+    label[:, :, 3] = False
+    for axis in range(3):
+        rows = slice_rows(pred, label, (1.0, 2.0, 3.0), axis)
+        spacing = [s for a, s in enumerate((1.0, 2.0, 3.0)) if a != axis]
+        metric = SizeBucketDice()
+        stack = [torch.from_numpy(np.moveaxis(m, axis, 0)[:, None].astype(np.float32)) for m in (pred, label)]
+        expected = metric.rows(*stack, spacing)
+        for row, values in zip(rows, expected, strict=True):
+            named = dict(zip(metric.columns, values.tolist(), strict=True))
+            for column in ("dice", "area_percent", "diameter_mm", "false_positive_percent"):
+                assert (row[column] is None) == math.isnan(named[column])
+                if row[column] is not None:
+                    assert row[column] == pytest.approx(named[column], rel=1e-6)
+
+
+def test_three_layouts_give_the_same_numbers(labels_dir, tmp_path, make_volume):
+    for path in labels_dir.glob("*.nii.gz"):
+        case, pred = path.name.split(".")[0], np.roll(load(path), 1, 0)
+        make_volume(tmp_path / "a" / path.name, pred)
+        for value, name in OBJECTS.items():
+            mask = (pred == value).astype(np.uint8)
+            make_volume(tmp_path / "b" / f"{case}_{name.replace(' ', '_')}.nii.gz", mask)
+            make_volume(tmp_path / "c" / case / f"{name.replace(' ', '-').upper()}.nii", mask)
+    results = [run(labels_dir, tmp_path / name) for name in "abc"]
+    assert all(r.failures == [] for r in results)
+    assert results[0].summary == results[1].summary == results[2].summary
+    assert 0.3 < results[0].summary["slices"]["overall"]["mean_dice"] < 1
+
+
+def test_a_prediction_in_another_orientation_of_the_same_grid_is_right(labels_dir, tmp_path):
+    for path in labels_dir.glob("*.nii.gz"):
+        (tmp_path / "ras").mkdir(exist_ok=True)
+        nib.save(nib.as_closest_canonical(nib.load(path)), tmp_path / "ras" / path.name)
+    found = run(labels_dir, tmp_path / "ras")
+    assert found.failures == []
+    assert found.summary["volumes"]["overall"]["mean_dice"] == 1
+
+
+def test_aliases_name_the_files_of_other_tools(labels_dir, tmp_path, make_volume):
+    for path in labels_dir.glob("*.nii.gz"):
+        case, label = path.name.split(".")[0], load(path)
+        make_volume(tmp_path / "p" / case / "kidney_left.nii.gz", (label == 2).astype(np.uint8))
+        make_volume(tmp_path / "p" / case / "liver_lesion.nii.gz", (label == 1).astype(np.uint8))
+    folder = PredictionFolder(tmp_path / "p", {"left kidney": "kidney_left"})
+    found = evaluate_folder(cases(labels_dir), folder, read_volume)
+    assert found.failures == []
+
+
+def test_absent_objects_are_left_out_or_negatives(labels_dir, exact_predictions, make_volume):
+    label = load(labels_dir / "case_0.nii.gz")
+    make_volume(labels_dir / "case_0.nii.gz", np.where(label == 2, 0, label).astype(np.uint8))
+    unknown = run(labels_dir, exact_predictions)
+    assert unknown.left_out == {"left kidney": 1}
+    assert unknown.summary["volumes"]["overall"]["negatives"]["n"] == 0
+    negative = run(labels_dir, exact_predictions, absent_is_negative=True)
+    described = negative.summary["volumes"]["overall"]["negatives"]
+    assert described["n"] == described["with_false_positives"] == 1
+    assert described["mean_false_positive_mm3"] == pytest.approx(12 * 6 * 6 * 9.0)
+    assert negative.summary["volumes"]["overall"]["n"] == 5  # and no Dice of it anywhere
+    assert negative.summary["volumes"]["overall"]["mean_dice"] == 1
+    annotated = evaluate_folder(
+        cases(labels_dir, annotated=frozenset({2})), PredictionFolder(exact_predictions), read_volume
+    )
+    assert annotated.summary["volumes"]["overall"]["negatives"]["n"] == 1
+
+
+def test_probabilities_give_scores_froc_and_calibration(labels_dir, tmp_path, make_volume):
+    for path in labels_dir.glob("*.nii.gz"):
+        case, label = path.name.split(".")[0], load(path)
+        mask = label == 1
+        mask[20:23, 1, 1] = True  # a false positive, less sure
+        probability = np.where(mask, 0.9, 0.05).astype(np.float32)
+        probability[20:23, 1, 1] = 0.6
+        make_volume(tmp_path / "p" / f"{case}_liver_lesion.nii.gz", mask.astype(np.uint8))
+        make_volume(tmp_path / "p" / f"{case}_liver_lesion_prob.nii.gz", probability)
+        make_volume(tmp_path / "p" / f"{case}_left_kidney.nii.gz", (label == 2).astype(np.uint8))
+    found = run(labels_dir, tmp_path / "p")
+    assert found.failures == []
+    lesion = [row for row in found.lesions if row["object"] == "liver lesion"]
+    assert sorted({round(row["score"], 6) for row in lesion}) == [0.6, 0.9]
+    assert found.summary["lesions"]["score_auroc"] == {"true": 6, "false": 3, "auroc": 1.0}
+    curve = found.summary["lesions"]["froc"]
+    assert curve["objects"] == ["set / liver lesion"]  # the kidney's predictions carry no score
+    assert curve["at"]["0.125"] == curve["score"] == 1.0  # all lesions before the first false positive
+    assert curve["false_positives_per_scan"][-1] == 1.0
+    calibration = found.summary["calibration"]["objects"]["set / liver lesion"]
+    assert calibration["voxels"] > 0
+    assert 0.03 < calibration["before"]["ece"] < 0.06  # 0.05 too much in the background, which is most voxels
+
+
+def test_workers_give_the_same_result(labels_dir, exact_predictions):
+    assert run(labels_dir, exact_predictions, workers=2).summary == run(labels_dir, exact_predictions).summary
+
+
+BAD = {
+    "missing": (None, "no prediction of"),
+    "other grid": ("shape", "another grid"),
+    "moved": ("affine", "another grid"),
+    "not binary": ("values", "values 0 and 1"),
+    "soft": ("soft", "threshold"),
+    "truncated": ("truncated", "truncated"),
+    "nan": ("nan", "NaN"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_prediction_is_named_and_the_others_go_on(kind, labels_dir, tmp_path, make_volume):
+    how, message = BAD[kind]
+    for path in labels_dir.glob("*.nii.gz"):
+        case, label = path.name.split(".")[0], load(path)
+        for value, name in OBJECTS.items():
+            file = tmp_path / "p" / f"{case}_{name.replace(' ', '_')}.nii.gz"
+            mask = (label == value).astype(np.uint8)
+            make_volume(file, mask)
+            if (case, value) != ("case_1", 1):
+                continue
+            affine = nib.load(path).affine.copy()
+            if how is None:
+                file.unlink()
+            elif how == "shape":
+                make_volume(file, mask[:-1])
+            elif how == "affine":
+                affine[0, 3] += 1
+                make_volume(file, mask, affine)
+            elif how == "values":
+                make_volume(file, mask * 3)
+            elif how == "soft":
+                make_volume(file, mask * np.float32(0.7))
+            elif how == "nan":
+                make_volume(file, np.where(mask, np.nan, 0).astype(np.float32))
+            elif how == "truncated":
+                file.write_bytes(file.read_bytes()[:-40])
+    found = run(labels_dir, tmp_path / "p")
+    (failure,) = found.failures
+    assert (failure["case"], failure["object"]) == ("case_1", "liver lesion")
+    assert message in failure["error"]
+    assert "case_1" in failure["error"]
+    assert len(found.volumes) == 5
+
+
+def test_bad_labels_are_named_and_the_others_go_on(labels_dir, exact_predictions, make_volume):
+    label = load(labels_dir / "case_0.nii.gz")
+    label[0, 0, 0] = 9
+    make_volume(labels_dir / "case_0.nii.gz", label)
+    (labels_dir / "case_1.nii.gz").write_bytes(b"")
+    found = run(labels_dir, exact_predictions)
+    errors = {failure["case"]: failure["error"] for failure in found.failures}
+    assert set(errors) == {"case_0", "case_1"}
+    assert "[9]" in errors["case_0"]
+    assert "case_1.nii.gz" in errors["case_1"]
+    assert {row["case"] for row in found.volumes} == {"case_2"}
+
+
+def test_prediction_map_with_an_unknown_value(labels_dir, exact_predictions, make_volume):
+    pred = load(exact_predictions / "case_2.nii.gz")
+    pred[0, 0, 0] = 5
+    make_volume(exact_predictions / "case_2.nii.gz", pred)
+    found = run(labels_dir, exact_predictions)
+    assert len(found.failures) == 2  # both objects of that map
+    assert all("[5] stand for no object" in failure["error"] for failure in found.failures)
+
+
+def test_prediction_without_a_label(labels_dir, exact_predictions):
+    (labels_dir / "case_2.nii.gz").unlink()
+    found = run(labels_dir, exact_predictions)
+    (failure,) = found.failures
+    assert "case_2.nii.gz" in failure["error"]
+
+
+def test_nothing_to_do_is_an_error(labels_dir, exact_predictions, tmp_path):
+    with pytest.raises(InputError, match="no labelled case"):
+        evaluate_folder([], PredictionFolder(exact_predictions), read_volume)
+    with pytest.raises(InputError, match="not a folder"):
+        PredictionFolder(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has no prediction"):
+        PredictionFolder(tmp_path / "empty")
+    twice = cases(labels_dir) + cases(labels_dir)
+    with pytest.raises(InputError, match="share the name"):
+        evaluate_folder(twice, PredictionFolder(exact_predictions), read_volume)
