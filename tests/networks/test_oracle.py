@@ -41,7 +41,7 @@ def test_decoder_gives_the_authors_sets_and_masks(decoder_tensors, gather_densit
     scales = [PatchFeatures(decoder_tensors[f"input.feature_{i}"]) for i in range(3)]
     semantic_map = ExplicitSemanticMap(decoder_tensors["input.semantic_map"])
     text = decoder_tensors["input.text_tokens"].transpose(0, 1)
-    noise = [decoder_tensors[f"noise.{i}"].unflatten(0, (2, 4)) for i in range(9)]
+    noise = [-decoder_tensors[f"noise.{i}"].unflatten(0, (2, 4)).log() for i in range(9)]
     sets: list[torch.Tensor | None] = []
     mu = decoder(scales, semantic_map, text, None, noise, trace=sets)
     for layer, kept in enumerate(sets):

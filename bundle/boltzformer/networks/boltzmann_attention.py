@@ -33,7 +33,9 @@ class PatchFeatures:
     def rows(self) -> Tensor:
         """V with one patch a row, contiguous, shape (B, h * w, d); made when first asked for."""
         if self._rows is None:
-            self._rows = self.columns.transpose(1, 2).contiguous()
+            self._rows = self.columns.new_empty(self.columns.shape[0], self.columns.shape[2], self.columns.shape[1])
+            for rows, columns in zip(self._rows, self.columns, strict=True):
+                rows.copy_(columns.T)  # one by one: torch copies a transposed matrix in blocks, but not a batch of them
         return self._rows
 
     def __getitem__(self, index: slice) -> PatchFeatures:

@@ -99,7 +99,7 @@ class BoltzFormerDecoder(nn.Module):
             semantic_map: S of the same slices.
             text: text tokens, (B, N_T, d).
             text_mask: True at real tokens, (B, N_T); None if there is no padding.
-            noise: per layer, uniform (1 or B, sets a query, m, patches); needed by the rule "boltzmann".
+            noise: per layer, exponential (1 or B, sets a query, m, patches); needed by the rule "boltzmann".
             trace: if given, each layer's attention sets are appended, bool (B, sets, m, patches), None for all.
 
         Returns:

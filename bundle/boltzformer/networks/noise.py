@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 Noise = Sequence[Tensor]
-"""One uniform tensor a layer, shape (1 or B, sets a query, queries, patches)."""
+"""One tensor of standard exponential variates a layer, shape (1 or B, sets a query, queries, patches)."""
 
 
 def fresh_noise(batch: int, sets: int, queries: int, patches: Sequence[int], device: torch.device) -> list[Tensor]:
     """A new draw for every example, from the device's default generator."""
-    return [torch.rand(batch, sets, queries, n, device=device) for n in patches]
+    return [torch.empty(batch, sets, queries, n, device=device).exponential_() for n in patches]
 
 
 class SeededNoise:
@@ -38,6 +38,6 @@ class SeededNoise:
             if len(self._fields) >= self._capacity:
                 self._fields.pop(next(iter(self._fields)))
             generator = torch.Generator().manual_seed(seed)
-            field = [torch.rand(1, sets, queries, n, generator=generator) for n in patches]
+            field = [torch.empty(1, sets, queries, n).exponential_(generator=generator) for n in patches]
             self._fields[key] = [layer.to(device) for layer in field]
         return self._fields[key]

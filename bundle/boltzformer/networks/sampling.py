@@ -45,11 +45,11 @@ def number_of_trials(sample_ratio: float, patches: int) -> int:
 
 
 def draw_attention_set(logits: Tensor, noise: Tensor, tau: float, sample_ratio: float) -> Tensor:
-    """Draw each query's attention set: every patch is kept on its own with its keep probability.
+    """Draw each query's attention set: every patch is kept on its own with its keep probability, 1 - (1 - p)^N.
 
     Args:
         logits: mask logits at the patch grid, shape (..., patches); their sigmoid is the confidence U.
-        noise: uniform in [0, 1), broadcastable to the logits' shape. A patch is kept where noise >= (1 - p)^N.
+        noise: standard exponential variates, broadcastable to the logits' shape; -log(u) of a uniform u serves.
         tau: temperature of the layer.
         sample_ratio: N over the number of patches.
 
@@ -57,9 +57,9 @@ def draw_attention_set(logits: Tensor, noise: Tensor, tau: float, sample_ratio: 
         Boolean tensor, True where the patch is in the set; no set is empty (see :func:`fill_empty`).
     """
     probability = boltzmann_probability(logits.float().sigmoid(), tau)
-    keep = keep_probability(probability, number_of_trials(sample_ratio, logits.shape[-1]))
-    # noise >= 1 - keep, turned round: 1 - noise is exact for random float32, 1 - keep would round to 1
-    return fill_empty((1 - noise.float()) <= keep)
+    trials = number_of_trials(sample_ratio, logits.shape[-1])
+    # P(E <= -N log(1 - p)) = 1 - (1 - p)^N for exponential E: exact for tiny p, and one logarithm a patch
+    return fill_empty(noise <= probability.neg_().log1p_().mul_(-trials))
 
 
 def threshold_attention_set(logits: Tensor, threshold: float) -> Tensor:

@@ -1,0 +1,90 @@
+"""The equations against plain forms, closed forms and frequencies."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from boltzformer.networks.sampling import (
+    attention_set,
+    boltzmann_probability,
+    draw_attention_set,
+    fill_empty,
+    keep_probability,
+    number_of_trials,
+    temperature,
+    threshold_attention_set,
+)
+
+
+def test_temperature_falls_as_one_over_layer():
+    assert [temperature(1.0, layer) for layer in range(9)] == pytest.approx([1 / (1 + i) for i in range(9)])
+    assert temperature(0.5, 3) == pytest.approx(0.125)
+
+
+def test_probability_is_the_normalised_exponential():
+    confidence = torch.tensor([0.0, 0.25, 1.0])
+    energies = [math.exp(u / 0.2) for u in confidence.tolist()]
+    expected = [e / sum(energies) for e in energies]
+    assert boltzmann_probability(confidence, 0.2).tolist() == pytest.approx(expected, rel=1e-5)
+    assert boltzmann_probability(confidence.bfloat16(), 0.2).dtype == torch.float32
+
+
+def test_colder_is_more_concentrated():
+    confidence = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    largest = [boltzmann_probability(confidence, temperature(1.0, layer)).max().item() for layer in range(9)]
+    assert largest == sorted(largest)
+
+
+@pytest.mark.parametrize("p", [1e-12, 1e-9, 1e-6, 1e-3, 0.3])
+def test_keep_probability_is_exact_where_float32_rounds(p):
+    trials = 1638
+    exact = -math.expm1(trials * math.log1p(-p))
+    assert keep_probability(torch.tensor([p]), trials).item() == pytest.approx(exact, rel=1e-5)
+
+
+def test_draws_have_the_keep_probability():
+    """Frequency of each patch over many draws against 1 - (1 - p)^N, within five standard errors."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.linspace(-4, 4, 50)
+    draws = 20_000
+    noise = torch.empty(draws, 50).exponential_(generator=generator)
+    kept = draw_attention_set(logits.expand(draws, -1), noise, tau=0.25, sample_ratio=0.2)
+    expected = keep_probability(boltzmann_probability(logits.sigmoid(), 0.25), number_of_trials(0.2, 50))
+    frequency = kept.float().mean(0)
+    # a set that came out empty was filled: allow for its share
+    filled = (1 - expected).prod()
+    error = (expected * (1 - expected) / draws).sqrt()
+    assert ((frequency - expected).abs() < 5 * error + filled).all()
+
+
+def test_draws_match_trials_with_replacement():
+    """The parallel form against N literal draws from the distribution: the same mean size of the union."""
+    torch.manual_seed(2)
+    logits = torch.randn(40) * 3
+    p = boltzmann_probability(logits.sigmoid(), 0.1)
+    trials, draws = 8, 4000
+    literal = torch.stack([torch.zeros(40).index_fill_(0, torch.multinomial(p, trials, True), 1) for _ in range(draws)])
+    noise = torch.empty(draws, 40).exponential_()
+    parallel = draw_attention_set(logits.expand(draws, -1), noise, tau=0.1, sample_ratio=0.2)
+    assert parallel.float().mean(0).sub(literal.mean(0)).abs().max() < 0.04
+
+
+def test_trials_are_at_least_one():
+    assert number_of_trials(0.1, 1024) == 102
+    assert number_of_trials(0.01, 4) == 1
+
+
+def test_empty_set_means_every_patch():
+    kept = torch.tensor([[False, False], [True, False]])
+    assert fill_empty(kept).tolist() == [[True, True], [True, False]]
+
+
+def test_rules():
+    logits = torch.tensor([[-1.0, 0.0, 2.0]])
+    assert attention_set(logits, None, 1.0, "full", 0.1, 0.5) is None
+    assert threshold_attention_set(logits, 0.5).tolist() == [[False, True, True]]
+    assert threshold_attention_set(logits, 0.99).tolist() == [[True, True, True]]
+    with pytest.raises(ValueError, match="noise"):
+        attention_set(logits, None, 1.0, "boltzmann", 0.1, 0.5)
