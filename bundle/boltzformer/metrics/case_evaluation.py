@@ -46,6 +46,20 @@ class LabelledCase:
     image: Path | None = None
     annotated: frozenset[int] = frozenset()
 
+    @classmethod
+    def from_dict(cls, case: Mapping[str, Any]) -> LabelledCase:
+        """From a case of a datalist: ``label``, ``objects``, ``dataset``, ``patient``, and where known ``image``,
+        ``annotated``.
+        """
+        return cls(
+            label=Path(case["label"]),
+            objects=dict(case["objects"]),
+            dataset=str(case["dataset"]),
+            patient=str(case["patient"]),
+            image=Path(case["image"]) if case.get("image") else None,
+            annotated=frozenset(case.get("annotated", ())),
+        )
+
     @property
     def name(self) -> str:
         """The label file's name without extension."""

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from boltzformer.errors import InputError
@@ -108,14 +110,17 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def dice_table(title: str, first_column: str, entries: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A rich table of ``describe_dice`` entries: one line each, with n beside every mean."""
-    table = Table(title=title, title_justify="left")
+    """A rich table of ``describe_dice`` entries: one line each, with n beside every mean.
+
+    Of a name with a newline only what follows it is shown: it stands under a line of its own.
+    """
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(first_column)
     for heading in ("n", "mean Dice", "median Dice", "missed"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, entry in entries.items():
         table.add_row(
-            name,
+            escape(name.split("\n")[-1]),
             str(entry["n"]),
             number(entry["mean_dice"]),
             number(entry["median_dice"]),
@@ -129,10 +134,10 @@ def print_slice_summary(summary: Mapping[str, Any], console: Console | None = No
     console = console or Console()
     by_object: dict[str, Mapping[str, Any]] = {}
     for dataset, entry in summary["datasets"].items():
-        if len(entry["objects"]) > 1 or len(summary["datasets"]) > 1:
-            by_object[f"{dataset} (all)"] = entry
-        by_object.update({f"{dataset} / {name}": part for name, part in entry["objects"].items()})
-    by_object["all rows"] = summary["overall"]
+        by_object[dataset] = entry
+        by_object.update({f"{dataset}\n  {name}": part for name, part in entry["objects"].items()})
+    if len(summary["datasets"]) > 1:
+        by_object["all datasets, every row"] = summary["overall"]
     console.print(dice_table("Dice per (slice, prompt), object present", "dataset / object", by_object))
     border = summary["settings"]["small_below_percent"]
     sizes = {

@@ -1,0 +1,88 @@
+"""Dataset statistics against numbers counted directly, and the command on real data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from boltzformer.data.volume_checks import read_volume
+from boltzformer.metrics.case_evaluation import LabelledCase
+from boltzformer.metrics.dataset_statistics import dataset_statistics
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "dataset_statistics.py"
+OBJECTS = {1: "liver lesion", 2: "left kidney", 3: "spleen"}
+
+
+def test_numbers_equal_a_direct_count(labels_dir):
+    cases = [LabelledCase(p, OBJECTS, "set", p.name[:6]) for p in sorted(labels_dir.glob("*"))]
+    found = dataset_statistics(cases, read_volume)
+    stacks = [np.asarray(nib.load(case.label).dataobj) for case in cases]
+    for value, name in OBJECTS.items():
+        areas = np.concatenate([100 * (s == value).sum((0, 1)) / (24 * 20) for s in stacks])
+        areas = areas[areas > 0]
+        row = next(r for r in found["objects"] if r["object"] == name)
+        assert row["slices"] == len(areas)
+        if name == "spleen":
+            assert row["mean_percent"] is None
+            assert row["volumes"] == 0
+            continue
+        for what in ("mean", "median", "min", "max"):
+            assert row[f"{what}_percent"] == pytest.approx(getattr(np, what)(areas))
+        assert row["volumes"] == row["patients"] == 3
+        assert row["median_volume_mm3"] == pytest.approx(np.median([(s == value).sum() * 9.0 for s in stacks]))
+        assert sum(row["buckets"].values()) == len(areas)
+    lesion = next(r for r in found["objects"] if r["object"] == "liver lesion")
+    assert lesion["slices"] == 3 * 3
+    assert lesion["min_percent"] == pytest.approx(100 / 480)  # the one-voxel lesion
+
+
+def test_unreadable_label_is_listed(labels_dir):
+    (labels_dir / "case_1.nii.gz").write_bytes(b"no volume")
+    cases = [LabelledCase(p, OBJECTS, "set", p.name[:6]) for p in sorted(labels_dir.glob("*"))]
+    found = dataset_statistics(cases, read_volume)
+    assert [failure["case"] for failure in found["failures"]] == ["case_1"]
+    assert found["objects"][0]["volumes"] == 2
+
+
+@pytest.fixture
+def decathlon(labels_dir: Path) -> Path:
+    """The labels as a Decathlon folder; each label map serves as its image."""
+    items = [{"image": f"labels/{p.name}", "label": f"labels/{p.name}"} for p in sorted(labels_dir.glob("*"))]
+    labels = {"0": "background", **{str(k): v for k, v in OBJECTS.items()}}
+    content = {"name": "set", "labels": labels, "training": items[:2], "validation": items[2:]}
+    (labels_dir.parent / "dataset.json").write_text(json.dumps(content))
+    return labels_dir.parent
+
+
+def test_command(decathlon, tmp_path):
+    command = [sys.executable, str(SCRIPT), str(decathlon), "--output-dir", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "liver lesion" in done.stdout
+    written = json.loads((tmp_path / "out" / "statistics.json").read_text())
+    assert [row["slices"] for row in written["objects"]] == [18, 9, 0]
+    (decathlon / "labels" / "case_1.nii.gz").write_bytes(b"no volume")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "case_1.nii.gz" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = subprocess.run([*command[:2], str(tmp_path / "nowhere")], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+
+
+@pytest.mark.slow
+def test_openkbp_has_the_sizes_its_readme_states(real_data_dir):
+    from boltzformer.data.cases import load_cases
+
+    cases = [LabelledCase.from_dict(case) for case in load_cases(real_data_dir / "openkbp", "training")]
+    found = dataset_statistics(cases, read_volume)
+    means = {row["object"]: row["mean_percent"] for row in found["objects"]}
+    stated = {"spinal cord": 0.06, "brainstem": 0.16, "esophagus": 0.06, "larynx": 0.25, "mandible": 0.3}
+    for name, value in stated.items():
+        assert means[name] == pytest.approx(value, rel=0.2)
