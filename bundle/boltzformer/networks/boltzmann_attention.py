@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .gathered_attention import gathered_attention
 from .positions import axis_embeddings
 
 
@@ -31,12 +32,19 @@ class PatchFeatures:
 
     @property
     def rows(self) -> Tensor:
-        """V with one patch a row, contiguous, shape (B, h * w, d); made when first asked for."""
+        """V with one patch a row, contiguous, shape (B, h * w, d); made when first asked for.
+
+        A layer that reads it puts back what :func:`gathered_attention` returns, for the sake of the backward pass.
+        """
         if self._rows is None:
-            self._rows = self.columns.new_empty(self.columns.shape[0], self.columns.shape[2], self.columns.shape[1])
-            for rows, columns in zip(self._rows, self.columns, strict=True):
-                rows.copy_(columns.T)  # one by one: torch copies a transposed matrix in blocks, but not a batch of them
+            # one by one: torch copies a transposed matrix in blocks, but not a batch of them
+            parts = [columns.T.contiguous() for columns in self.columns]
+            self._rows = torch.stack(parts) if len(parts) > 1 else parts[0][None]
         return self._rows
+
+    @rows.setter
+    def rows(self, rows: Tensor) -> None:
+        self._rows = rows
 
     def __getitem__(self, index: slice) -> PatchFeatures:
         part = PatchFeatures(self.maps[index])
@@ -67,8 +75,8 @@ class BoltzmannAttention(nn.Module):
     Args:
         dim: d, width of queries and patches.
         num_heads: H; must divide ``dim``.
-        gather_density: on the CPU and without gradients, patches are gathered when the sets hold less than this share
-            of all (query, patch) pairs; above it one dense product over all patches is faster.
+        gather_density: on the CPU, patches are gathered when the sets hold less than this share of all (query, patch)
+            pairs; above it one dense product over all patches is faster.
     """
 
     def __init__(self, dim: int = 256, num_heads: int = 8, gather_density: float = 0.15) -> None:
@@ -99,7 +107,7 @@ class BoltzmannAttention(nn.Module):
             Updated queries, (B, m, d).
         """
         folded = self._fold(queries + query_position, patches.size)
-        if self._gather_pays(kept, queries):
+        if self._gather_pays(kept):
             assert kept is not None
             attended = self._attend_gathered(folded, patches, level, kept)
         elif queries.shape[1] * self.num_heads > queries.shape[1] + queries.shape[2]:
@@ -135,11 +143,9 @@ class BoltzmannAttention(nn.Module):
             folded[..., half:] @ columns.T.to(folded.dtype),
         )
 
-    def _gather_pays(self, kept: Tensor | None, queries: Tensor) -> bool:
+    def _gather_pays(self, kept: Tensor | None) -> bool:
         """Whether to gather: decided by the sets' measured density, only where reading it costs no synchronisation."""
         if kept is None or kept.device.type != "cpu" or torch.compiler.is_compiling():
-            return False
-        if torch.is_grad_enabled() and queries.requires_grad:
             return False
         return kept.count_nonzero().item() < self.gather_density * kept.numel() / kept.shape[1]
 
@@ -163,21 +169,17 @@ class BoltzmannAttention(nn.Module):
         return weights.to(values.dtype) @ values.transpose(-1, -2) + ((w_v @ level)[:, None] + b_v)
 
     def _attend_gathered(self, q: FoldedQueries, patches: PatchFeatures, level: Tensor, kept: Tensor) -> Tensor:
-        """Sparse attention: each set's patches are gathered and nothing else is read."""
-        batch, heads, m, dim = q.folded.shape
+        """Sparse attention: each set's patches are gathered and nothing else is read, see ``gathered_attention``."""
+        heads, m = q.folded.shape[1:3]
         sets = kept.shape[1]
-        context = q.folded.new_empty(batch, heads, m, dim)
-        by_set = (slice(None),) if sets == 1 else tuple(slice(h, h + 1) for h in range(heads))
-        width = patches.size[1]
-        for b in range(batch):
-            for s, head in enumerate(by_set):
-                for i in range(m):
-                    index = kept[b, s, i].nonzero()[:, 0]
-                    rows = patches.rows[b].index_select(0, index)
-                    score = q.folded[b, head, i] @ rows.T
-                    score += q.row_bias[b, head, i].index_select(1, index // width)
-                    score += q.column_bias[b, head, i].index_select(1, index % width)
-                    context[b, head, i] = score.softmax(-1) @ rows
+
+        def by_set(x: Tensor) -> Tensor:  # (B, H, m, ...) -> (B, sets * m, heads of a set, ...)
+            return x.unflatten(1, (sets, heads // sets)).transpose(2, 3).flatten(1, 2)
+
+        context, patches.rows = gathered_attention(
+            by_set(q.folded), by_set(q.row_bias), by_set(q.column_bias), patches.rows, kept.flatten(1, 2)
+        )
+        context = context.unflatten(1, (sets, m)).transpose(2, 3).flatten(1, 2)
         return self._project_values(context + level)
 
     def _project_values(self, context: Tensor) -> Tensor:

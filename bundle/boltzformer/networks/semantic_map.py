@@ -164,7 +164,7 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
         rows = part[..., first::stride, :] + part[..., first + 1 :: stride, :]
         return (rows[..., first::stride] + rows[..., first + 1 :: stride]).mul_(0.25)
 
-    if maps.device.type != "cpu" or maps.requires_grad:
+    if maps.device.type != "cpu" or torch.is_grad_enabled():
         return means(maps)
     small = maps.new_empty(*maps.shape[:2], *size)
     for channel in range(0, maps.shape[1], _CHANNELS_AT_ONCE):  # temporaries that stay in the cache

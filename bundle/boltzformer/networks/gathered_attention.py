@@ -1,0 +1,131 @@
+"""Attention that reads only the patches in each set, forward and backward.
+
+Plain form, for one set of patches A, query q (already carrying W_k), patches x_i and position scores b_i::
+
+    w = softmax_{i in A}(q . x_i + b_i)          context = sum_{i in A} w_i x_i
+
+A row of ``rows`` is one patch. Every step works on a set's gathered rows; the backward pass adds a set's gradient back
+row by row into one buffer, so nothing of the size (queries x patches) or (layers x patches) is ever made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+@dataclass
+class Sets:
+    """Attention sets of one slice as lists of patches.
+
+    Attributes:
+        patch: patch index of every (set, patch) pair, sorted by set, (pairs,).
+        row: index of that patch's grid row in a (sets * height) table.
+        column: index of its grid column in a (sets * width) table.
+        sizes: number of patches of each set.
+    """
+
+    patch: Tensor
+    row: Tensor
+    column: Tensor
+    sizes: list[int]
+
+    @classmethod
+    def of(cls, kept: Tensor, height: int, width: int) -> Sets:
+        """From a boolean tensor (sets, height * width)."""
+        which, patch = kept.nonzero(as_tuple=True)
+        y = torch.div(patch, width, rounding_mode="floor")
+        return cls(patch, which * height + y, which * width + (patch - y * width), kept.sum(1).tolist())
+
+
+def gathered_attention(
+    queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attend to sets, for B slices.
+
+    Args:
+        queries: queries that carry W_k and the scale, (B, sets, G, d); the G heads of a set share its patches.
+        row_bias: position score of a grid row, (B, sets, G, h).
+        column_bias: position score of a grid column, (B, sets, G, w).
+        rows: patches, (B, h * w, d).
+        kept: the sets, bool (B or 1, sets, h * w), none of them empty.
+
+    Returns:
+        Context (B, sets, G, d), and ``rows`` again: hand that on to the next layer of the scale, so that the layers'
+        gradients gather in one buffer on the way back.
+    """
+    return _GatheredAttention.apply(queries, row_bias, column_bias, rows, kept)
+
+
+class _GatheredAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        height, width = row_bias.shape[-1], column_bias.shape[-1]
+        context = torch.empty_like(queries)
+        ctx.sets, weights = [], []
+        for b in range(queries.shape[0]):
+            sets = Sets.of(kept[min(b, kept.shape[0] - 1)], height, width)
+            # (pairs, G): a column a head, so that a set's patches lie together
+            bias = _table(row_bias[b]).index_select(0, sets.row) + _table(column_bias[b]).index_select(0, sets.column)
+            for s, (pairs, patch) in enumerate(_by_set(sets)):
+                gathered = rows[b].index_select(0, patch)
+                weight = bias[pairs].addmm_(gathered, queries[b, s].T).T.softmax(1)
+                torch.mm(weight, gathered, out=context[b, s])
+                bias[pairs] = weight.T
+            ctx.sets.append(sets)
+            weights.append(bias)
+        ctx.save_for_backward(queries, rows, *weights)
+        ctx.size = (height, width)
+        return context, rows.view_as(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_context: Tensor | None, grad_rows: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_context is None:
+            return None, None, None, grad_rows, None
+        queries, rows, *weights = ctx.saved_tensors
+        height, width = ctx.size
+        grad_queries = torch.empty_like(queries)
+        grad_row_bias = queries.new_zeros(*queries.shape[:3], height)
+        grad_column_bias = queries.new_zeros(*queries.shape[:3], width)
+        grad_rows = torch.zeros_like(rows) if grad_rows is None else grad_rows  # else ours alone: made below
+        for b, sets in enumerate(ctx.sets):
+            grad_score = torch.empty_like(weights[b])
+            for s, (pairs, patch) in enumerate(_by_set(sets)):
+                gathered = rows[b].index_select(0, patch)
+                weight, upstream = weights[b][pairs], grad_context[b, s]
+                grad_weight = gathered @ upstream.T
+                score = weight * (grad_weight - (weight * grad_weight).sum(0))
+                torch.mm(score.T, gathered, out=grad_queries[b, s])
+                grad_rows[b].index_add_(0, patch, torch.cat((weight, score), 1) @ torch.cat((upstream, queries[b, s])))
+                grad_score[pairs] = score
+            grad_row_bias[b] = _untable(grad_score, sets.row, queries.shape[1], height)
+            grad_column_bias[b] = _untable(grad_score, sets.column, queries.shape[1], width)
+        return grad_queries, grad_row_bias, grad_column_bias, grad_rows, None
+
+
+def _by_set(sets: Sets) -> list[tuple[slice, Tensor]]:
+    """Each set's slice of the pairs, and its patches."""
+    slices, start = [], 0
+    for patch in sets.patch.split(sets.sizes):
+        slices.append((slice(start, start + len(patch)), patch))
+        start += len(patch)
+    return slices
+
+
+def _table(bias: Tensor) -> Tensor:
+    """(sets, G, n) -> (sets * n, G)."""
+    return bias.transpose(1, 2).flatten(0, 1)
+
+
+def _untable(grad_score: Tensor, index: Tensor, sets: int, length: int) -> Tensor:
+    """Sum pairs' gradients into a table and bring it back to (sets, G, n)."""
+    table = grad_score.new_zeros(sets * length, grad_score.shape[1]).index_add_(0, index, grad_score)
+    return table.unflatten(0, (sets, length)).transpose(1, 2)
