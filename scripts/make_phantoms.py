@@ -16,9 +16,7 @@ from boltzformer.errors import InputError
 
 
 def main(
-    out_dir: Annotated[
-        Path, typer.Argument(help="Folder of the set; an older phantom set there is replaced.")
-    ],
+    out_dir: Annotated[Path, typer.Argument(help="Folder of the set; an older phantom set there is replaced.")],
     training: Annotated[int, typer.Option(help="Number of training volumes.")] = 20,
     validation: Annotated[int, typer.Option(help="Number of validation volumes.")] = 6,
     size: Annotated[tuple[int, int, int], typer.Option(help="Voxels: right, anterior, superior.")] = (
@@ -34,9 +32,7 @@ def main(
     except InputError as error:
         Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    Console().print(
-        f"{'Wrote' if written else 'Already there:'} {training} + {validation} volumes in {out_dir}"
-    )
+    Console().print(f"{'Wrote' if written else 'Already there:'} {training} + {validation} volumes in {out_dir}")
 
 
 if __name__ == "__main__":

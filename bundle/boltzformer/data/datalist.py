@@ -178,15 +178,14 @@ def _annotated(annotated: Any, objects: Mapping[int, str], where: str) -> list[i
 
 
 def body_part_of(name: str) -> str:
-    """Guess the body part from a dataset's name or description ("Task06_Lung" is "lung"); empty where "
-    "unknown."""
+    """Guess the body part from a dataset's name or description ("Task06_Lung" is "lung"); empty if unknown.
+    Guess the body part from a dataset's name or description ("Task06_Lung" is "lung"); empty if unknown."""
     lowered = name.lower().replace("_", " ")
     return next((part for word, part in _BODY_PARTS if word in lowered), "")
 
 
 def normal_modality(modality: str) -> str:
-    """Bring a modality's name to "CT" or "MR" ("MRI", "FLAIR", "T2w" are MR); any other is kept in upper "
-    "case."""
+    """Bring a modality's name to "CT" or "MR" ("MRI", "FLAIR", "T2w" are MR); others are in upper case."""
     upper = modality.strip().upper()
     if upper == "CT" or upper.startswith("CT ") or upper in {"CBCT", "CTA", "COMPUTED TOMOGRAPHY"}:
         return "CT"

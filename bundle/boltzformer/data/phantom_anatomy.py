@@ -163,8 +163,7 @@ class Painter:
         liver: tuple[np.ndarray, np.ndarray],
         number: int = 8,
     ) -> None:
-        """Labelled balls in the lungs, radii spread evenly in their logarithm from the smallest to 4 % of "
-        "the width."""
+        """Labelled balls in the lungs, radii spread evenly in their logarithm, up to 4 % of the width."""
         # a disc of under 0.71 pixels may miss every pixel's centre
         smallest = max(self.width * np.sqrt(_SMALLEST_AREA / np.pi), 0.72 * self.spacing[0])
         steps = (np.arange(number) + self.rng.uniform(0, 1, number)) / number
@@ -202,8 +201,7 @@ class Painter:
         placed: list[tuple[np.ndarray, float]],
         radius: float,
     ) -> np.ndarray | None:
-        """Find a place in a lung, in the middle of a slice, clear of the liver and earlier nodules, if "
-        "any."""
+        """Find a place in a lung, in the middle of a slice, clear of the liver and earlier nodules."""
         for _ in range(200):
             point = self._inside(*lung, radius + 3 * self.spacing[0])
             # between two slices the smallest would be in none

@@ -238,8 +238,8 @@ def _check_length(path: Path, image: Any, num_bytes: int) -> None:
 
 
 def _decompressed_length(path: Path) -> int:
-    """Count the bytes of a gzip file up to its end or its first damage (its trailer may be of one member "
-    "only)."""
+    """Count the bytes of a gzip file up to its end or first damage (a trailer may be of its last member
+    only)."""
     total = 0
     try:
         with gzip.open(path, "rb") as file:

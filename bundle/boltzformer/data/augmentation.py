@@ -1,0 +1,113 @@
+"""The paper's augmentation (appendix A.5): quarter turns, shift and scale of a slice."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.transforms import RandomizableTransform
+
+from boltzformer.data.slice_transforms import harden_mask
+from boltzformer.errors import InputError
+
+
+class RandSliceAffined(RandomizableTransform):
+    """Dictionary transform: with probability `prob` a turn, a shift and a scale, all uniform, in one
+    interpolation.
+
+    The turn is by 0, 90, 180 or 270 degrees, the centre moves by up to ±`shift` of each side, the content
+    grows by a factor in 1 ± `scale`. The image is sampled bilinearly; of the mask the coverage is, and
+    `harden_mask` keeps small objects. What comes from outside the slice is 0. There is no mirroring: prompts
+    tell left from right.
+
+    Args:
+        prob: probability of any change, in [0, 1].
+        shift: largest shift as a share of the side, in [0, 1).
+        scale: largest change of the factor, in [0, 1).
+        turn: draw a quarter turn; without it the slice stays upright.
+        image_key: (C, H, W) float32 image.
+        label_key: (1, H, W) binary mask; may be missing in an item.
+        spacing_key: (2,) mm along H and W, which swaps and scales with the content; may be missing in an
+            item.
+
+    Raises:
+        InputError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        prob: float = 0.5,
+        shift: float = 0.1,
+        scale: float = 0.1,
+        turn: bool = True,
+        image_key: str = "image",
+        label_key: str = "label",
+        spacing_key: str = "spacing",
+    ) -> None:
+        if not (0 <= prob <= 1 and 0 <= shift < 1 and 0 <= scale < 1):
+            raise InputError("RandSliceAffined: prob must lie in [0, 1], shift and scale in [0, 1).")
+        RandomizableTransform.__init__(self, prob)
+        self.shift, self.scale, self.turn = shift, scale, turn
+        self.image_key, self.label_key, self.spacing_key = image_key, label_key, spacing_key
+        self.turns, self.offset, self.factor = 0, (0.0, 0.0), 1.0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw the turn, the shift (shares of height and width) and the factor."""
+        super().randomize(data)
+        turns = int(self.R.randint(4))
+        self.turns = turns if self.turn else 0
+        self.offset = (self.R.uniform(-self.shift, self.shift), self.R.uniform(-self.shift, self.shift))
+        self.factor = self.R.uniform(1 - self.scale, 1 + self.scale)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Change one item, or pass it on."""
+        item = dict(data)
+        self.randomize()
+        if not self._do_transform:
+            return item
+        move = (self.turns, self.offset, self.factor)
+        item[self.image_key] = move_slice(item[self.image_key], *move)
+        if self.label_key in item:
+            item[self.label_key] = harden_mask(move_slice(item[self.label_key], *move))
+        if self.spacing_key in item:
+            spacing = item[self.spacing_key] / self.factor
+            item[self.spacing_key] = spacing.flip(0) if self.turns % 2 else spacing
+        return item
+
+
+def move_slice(image: torch.Tensor, turns: int, offset: tuple[float, float], factor: float) -> torch.Tensor:
+    """Turn, scale and shift a slice about its centre in one bilinear interpolation.
+
+    A point p (pixels down and right of the centre) lands at factor · R p + offset · (H, W), where R is
+    `turns` quarter turns counter-clockwise. Quarter turns move whole pixels, and scale and shift act on each
+    axis alone, so the bilinear weights are a product and the interpolation runs along one axis after the
+    other.
+
+    Args:
+        image: (C, H, W) float.
+        turns: number of quarter turns.
+        offset: shift of the content, in shares of H and W.
+        factor: growth of the content.
+
+    Returns:
+        (C, H, W); 0 where the source is outside the slice.
+    """
+    moved = torch.rot90(image, turns % 4, (-2, -1)).contiguous()
+    for side, share in zip(image.shape[-2:], offset, strict=True):
+        around_centre = torch.arange(side, device=image.device) - (side - 1) / 2 - share * side
+        moved = _interpolate_rows(moved, around_centre / factor + (moved.shape[-2] - 1) / 2)
+        # reading whole rows is several times faster than reading along them
+        moved = moved.transpose(-2, -1).contiguous()
+    return moved
+
+
+def _interpolate_rows(image: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Read the axis -2 at fractional positions, linearly, with 0 outside."""
+    size = image.shape[-2]
+    below = positions.floor()
+    parts = []
+    for index, weight in ((below, below + 1 - positions), (below + 1, positions - below)):
+        inside = torch.where((index >= 0) & (index < size), weight, 0.0).to(image.dtype)
+        parts.append(image.index_select(-2, index.clamp(0, size - 1).long()).mul_(inside[:, None]))
+    return parts[0].add_(parts[1])

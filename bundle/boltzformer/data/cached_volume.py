@@ -1,0 +1,176 @@
+"""A volume as a stack of slices on disk: one slice is one short read, with nothing to decompress."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+from boltzformer.errors import InputError
+
+INDEX_NAME = "index.json"
+
+
+@dataclass(frozen=True)
+class CachedVolume:
+    """Slices of one case in the slice cache, in RAS orientation.
+
+    A slice's axes are the two remaining of (right, anterior, superior), in this order: an axial slice is
+    (right, anterior), as `monai.inferers.SliceInferer(spatial_dim=2)` cuts it from a RAS volume.
+
+    Attributes:
+        folder: holds `image.npy` and `label.npy`, both (slices, H, W) and uncompressed, `areas.npy`,
+            `index.json`.
+        shape: (slices, H, W).
+        spacing: mm along the same axes.
+        affine: (4, 4) as nested tuples, RAS voxel index (not slice index) to world.
+        values: label values that occur in the volume, ascending, without 0.
+        areas: (len(values), slices) int32, pixels of each value in each slice.
+        quantiles: of the foreground, see `boltzformer.data.windows.intensity_quantiles`.
+        image_dtype: "int16" where the intensities are integers of that range, else "float32".
+        label_dtype: "uint8" or "int32".
+        offsets: bytes before the first voxel of `image.npy` and of `label.npy`.
+    """
+
+    folder: Path
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    affine: tuple[tuple[float, ...], ...]
+    values: tuple[int, ...]
+    areas: np.ndarray
+    quantiles: np.ndarray
+    image_dtype: str
+    label_dtype: str
+    offsets: tuple[int, int]
+
+    def image(self, first: int, last: int) -> np.ndarray:
+        """Read the slices `first` to `last`, exclusive.
+
+        Returns:
+            (last − first, H, W), int16 or float32.
+
+        Raises:
+            InputError: the cache file was removed or cut.
+        """
+        return self._read("image.npy", self.image_dtype, self.offsets[0], first, last)
+
+    def label(self, index: int) -> np.ndarray:
+        """Read one slice of the label map: (H, W), uint8 or int32.
+
+        Raises:
+            InputError: the cache file was removed or cut.
+        """
+        return self._read("label.npy", self.label_dtype, self.offsets[1], index, index + 1)[0]
+
+    def _read(self, name: str, dtype: str, offset: int, first: int, last: int) -> np.ndarray:
+        # Plain reads rather than a memory map: no open file or mapping for each volume and worker, and the
+        # page cache serves them as fast.
+        pixels = self.shape[1] * self.shape[2]
+        start = offset + first * pixels * np.dtype(dtype).itemsize
+        try:
+            array = np.fromfile(self.folder / name, dtype, (last - first) * pixels, offset=start)
+        except OSError as error:
+            raise InputError(
+                f"{self.folder / name}: cannot be read ({error}); delete the folder to rebuild it."
+            ) from error
+        if array.size != (last - first) * pixels:
+            raise InputError(
+                f"{self.folder / name}: is cut short; delete the folder and start again to rebuild it."
+            )
+        return array.reshape(last - first, self.shape[1], self.shape[2])
+
+
+def save_cached_volume(
+    folder: Path,
+    image: np.ndarray,
+    label: np.ndarray,
+    spacing: tuple[float, float, float],
+    affine: np.ndarray,
+    quantiles: np.ndarray,
+    source: dict[str, object],
+) -> None:
+    """Write a volume's slices and their index.
+
+    Args:
+        folder: an existing, empty folder.
+        image: (slices, H, W) int16 or float32.
+        label: (slices, H, W) uint8 or int32.
+        spacing: mm along the same axes.
+        affine: (4, 4) of the RAS volume.
+        quantiles: of the image's foreground.
+        source: what the cache was made of, kept for a reader of the file.
+
+    Raises:
+        OSError: the disk is full, or the folder may not be written.
+    """
+    values = [int(value) for value in np.unique(label) if value]
+    areas = np.stack(
+        [(label == value).sum(axis=(1, 2), dtype=np.int32) for value in values] or [np.zeros(0, np.int32)]
+    )
+    np.save(folder / "image.npy", np.ascontiguousarray(image))
+    np.save(folder / "label.npy", np.ascontiguousarray(label))
+    np.save(folder / "areas.npy", areas.reshape(len(values), len(image)))
+    index = {
+        "source": source,
+        "axes": "slices, H, W of the volume in RAS orientation",
+        "shape": list(image.shape),
+        "spacing_mm": list(spacing),
+        "affine": affine.tolist(),
+        "image_dtype": image.dtype.name,
+        "label_dtype": label.dtype.name,
+        "values": values,
+        "quantiles": quantiles.tolist(),
+    }
+    # the index comes last: a folder with one is whole
+    (folder / INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
+
+
+def open_cached_volume(folder: Path) -> CachedVolume | None:
+    """Open a volume of the cache.
+
+    Args:
+        folder: its folder.
+
+    Returns:
+        the volume, or None where the folder is absent or damaged and has to be written again.
+    """
+    try:
+        index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+        shape = tuple(index["shape"])
+        values = tuple(index["values"])
+        offsets = tuple(
+            _payload_offset(folder / f"{kind}.npy", np.dtype(index[f"{kind}_dtype"]), shape)
+            for kind in ("image", "label")
+        )
+        areas = np.load(folder / "areas.npy")
+        if areas.shape != (len(values), shape[0]):
+            return None
+        return CachedVolume(
+            folder,
+            (shape[0], shape[1], shape[2]),
+            tuple(index["spacing_mm"]),
+            tuple(tuple(row) for row in index["affine"]),
+            values,
+            areas,
+            np.asarray(index["quantiles"]),
+            index["image_dtype"],
+            index["label_dtype"],
+            (offsets[0], offsets[1]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _payload_offset(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    """Bytes of the .npy header; the file must have the length that shape and type ask for."""
+    with open(path, "rb") as file:
+        npy.read_magic(file)
+        found_shape, fortran, found_dtype = npy.read_array_header_1_0(file)
+        offset = file.tell()
+    expected = offset + int(np.prod(shape)) * dtype.itemsize
+    if found_shape != shape or fortran or found_dtype != dtype or path.stat().st_size != expected:
+        raise ValueError(f"{path} does not match its index")
+    return offset

@@ -1,0 +1,247 @@
+"""Examples of training and evaluation: (slice, object, prompt, binary mask)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Randomizable
+from torch.utils.data import Dataset
+
+from boltzformer.data.cached_volume import CachedVolume
+from boltzformer.data.prompts import PromptBook
+from boltzformer.data.slice_cache import build_cache
+from boltzformer.data.windows import IntensityWindow, apply_window
+from boltzformer.errors import InputError
+
+
+class SliceDataset(Dataset[dict[str, Any]]):
+    """All (slice, object) pairs of a list of cases, read from the slice cache.
+
+    Positive examples are the slices in which an object is present, as in the paper's section 4. Negative
+    examples are slices without an object that is annotated in that case; an object that is absent from a
+    whole case counts as not annotated, unless the case's `annotated` lists it, and gives no negatives.
+
+    Every random choice (wording, negative slice, augmentation) is a function of (seed, epoch, index) alone:
+    call `set_epoch` before each epoch, also with persistent workers, and a resumed run sees what an
+    uninterrupted one would. With `training=False` nothing is random from epoch to epoch: the first wording,
+    the same negatives.
+
+    Args:
+        data: cases from `boltzformer.data.cases.load_cases`.
+        cache_dir: folder of the slice cache; built on construction where cases are missing in it.
+        window: an `IntensityWindow`, or its first argument. With "auto", a case's own `window` goes first.
+        axis: of the RAS volume along which slices are cut: 0 sagittal, 1 coronal, 2 axial.
+        num_adjacent: neighbouring slices on either side that become channels (2.5D): 0 gives 1 channel, 1
+            gives z−1, z, z+1. The volume's first and last slice are repeated beyond its ends.
+        negative_share: share of negatives among all examples, in [0, 1).
+        min_area: pixels that a positive slice's object has at least, 1 or more; slices with fewer are not
+            used.
+        prompts: the wordings; None takes `PromptBook()`.
+        training: draw wordings and negatives anew in each epoch.
+        transform: dictionary transform of the item, for example a `monai.transforms.Compose`; a
+            `Randomizable` is seeded for each item.
+        seed: of all draws, 0 or more.
+        num_workers: threads that build the cache; None chooses.
+        progress: show a progress bar while the cache is built.
+
+    Items:
+        `image` (2·num_adjacent+1, H, W) float32 in [0, 1]; `label` (1, H, W) float32 of 0 and 1; `text` str;
+        `spacing` (2,) float32, mm along H and W; `dataset`, `case` (the image's file name without its
+        ending), `patient`, `object` str; `slice` int, in RAS orientation along `axis`. H and W are axes of
+        the RAS volume (see `CachedVolume`). All of them collate, provided that shapes are equal: resize in
+        training, or take batches from `CaseBatchSampler`.
+
+    Raises:
+        InputError: see `build_cache`; a bad argument; no slice with an object; two objects of a case that
+            share a prompt.
+    """
+
+    def __init__(
+        self,
+        data: Sequence[Mapping[str, Any]],
+        cache_dir: str | Path,
+        window: IntensityWindow | str | Sequence[float] = "auto",
+        axis: int = 2,
+        num_adjacent: int = 0,
+        negative_share: float = 0.0,
+        min_area: int = 1,
+        prompts: PromptBook | None = None,
+        training: bool = False,
+        transform: Callable[[dict[str, Any]], Any] | None = None,
+        seed: int = 0,
+        num_workers: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        if not 0 <= negative_share < 1:
+            raise InputError(f"negative_share: expected a number in [0, 1), found {negative_share}.")
+        if num_adjacent < 0 or min_area < 1 or seed < 0:
+            raise InputError("num_adjacent and seed must be 0 or more, min_area 1 or more.")
+        self.data = list(data)
+        self.prompts = prompts or PromptBook()
+        self.num_adjacent = int(num_adjacent)
+        self.training = training
+        self.transform = transform
+        self.seed = int(seed)
+        self.axis = int(axis)
+        window = window if isinstance(window, IntensityWindow) else IntensityWindow(window)
+        self._wordings = [_wordings(case, self.prompts) for case in self.data]
+        self.volumes: list[CachedVolume] = build_cache(self.data, cache_dir, axis, num_workers, progress)
+        self.limits = [_limits(case, v, window) for case, v in zip(self.data, self.volumes, strict=True)]
+        self.examples = _positives(self.volumes, min_area)
+        if not len(self.examples):
+            raise InputError(
+                f"No slice of the {len(self.data)} cases holds an object of at least {min_area} pixels; "
+                "check the label maps."
+            )
+        self._pool = _NegativePool(self.data, self.volumes)
+        wanted = round(len(self.examples) * negative_share / (1 - negative_share))
+        self.num_negatives = wanted if self._pool.size and training else min(wanted, self._pool.size)
+        self._fixed = np.zeros(0, np.int64)
+        if not training:
+            rng = np.random.default_rng([self.seed, len(self.examples)])
+            self._fixed = np.sort(rng.choice(self._pool.size, self.num_negatives, replace=False))
+        # shared memory, because persistent workers keep the copy of the dataset that they started with
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.examples) + self.num_negatives
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's draws; workers see it from the next item on.
+
+        Args:
+            epoch: 0 or more; without effect where `training` is False.
+        """
+        if self.training:
+            self._epoch[0] = epoch
+
+    def locate(self, index: int) -> tuple[int, int, int]:
+        """Find an example in the current epoch.
+
+        Args:
+            index: of the example, positives first.
+
+        Returns:
+            number of its case, slice, and label value.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        index %= len(self)
+        if index < len(self.examples):
+            case, position, value = self.examples[index]
+            return int(case), int(position), int(value)
+        if self.training:
+            return self._pool.find(int(self._rng(index).integers(self._pool.size)))
+        return self._pool.find(int(self._fixed[index - len(self.examples)]))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, position, value = self.locate(index)
+        case, volume = self.data[number], self.volumes[number]
+        wordings = self._wordings[number][value]
+        item = {
+            "image": torch.from_numpy(apply_window(self._read(volume, position), *self.limits[number])),
+            "label": torch.from_numpy((volume.label(position) == value)[None].astype(np.float32)),
+            "text": wordings[0],
+            "spacing": torch.tensor(volume.spacing[1:], dtype=torch.float32),
+            "dataset": case["dataset"],
+            "case": Path(case["image"]).name.removesuffix(".gz").removesuffix(".nii"),
+            "patient": case["patient"],
+            "object": case["objects"][value],
+            "slice": position,
+        }
+        if self.training:
+            rng = self._rng(index % len(self), stream=1)
+            item["text"] = wordings[int(rng.integers(len(wordings)))]
+            if isinstance(self.transform, Randomizable):
+                self.transform.set_random_state(seed=int(rng.integers(2**32)))
+        return self.transform(item) if self.transform else item
+
+    def counts(self) -> dict[str, int]:
+        """Count the positive examples of each object, over all cases."""
+        return {name: len(shares) for name, shares in self._shares().items()}
+
+    def mean_shares(self) -> dict[str, float]:
+        """Mean share of the slice, in [0, 1], that each object covers in its positive examples."""
+        return {name: float(np.mean(shares)) for name, shares in self._shares().items()}
+
+    def _shares(self) -> dict[str, list[float]]:
+        shares: dict[str, list[float]] = {}
+        for number, position, value in self.examples.tolist():
+            volume = self.volumes[number]
+            share = volume.areas[volume.values.index(value), position] / (volume.shape[1] * volume.shape[2])
+            shares.setdefault(self.data[number]["objects"][value], []).append(float(share))
+        return shares
+
+    def _rng(self, index: int, stream: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self.seed, int(self._epoch[0]), index, stream])
+
+    def _read(self, volume: CachedVolume, position: int) -> np.ndarray:
+        """The slice and its neighbours, the volume's ends repeated: (channels, H, W)."""
+        first, last = position - self.num_adjacent, position + self.num_adjacent + 1
+        inside = volume.image(max(first, 0), min(last, volume.shape[0]))
+        before, behind = max(-first, 0), max(last - volume.shape[0], 0)
+        if not before and not behind:
+            return inside
+        return np.concatenate([inside[:1]] * before + [inside] + [inside[-1:]] * behind)
+
+
+class _NegativePool:
+    """Slices without an object that is annotated in their case, numbered without listing them."""
+
+    def __init__(self, cases: Sequence[Mapping[str, Any]], volumes: Sequence[CachedVolume]) -> None:
+        self.volumes = volumes
+        pairs, sizes = [], []
+        for number, (case, volume) in enumerate(zip(cases, volumes, strict=True)):
+            for value in sorted({*volume.values, *case.get("annotated", ())}):
+                pairs.append((number, value))
+                sizes.append(len(self._empty_slices(number, value)))
+        self.pairs = pairs
+        self.ends = np.cumsum(np.asarray(sizes, dtype=np.int64))
+        self.size = int(self.ends[-1]) if sizes else 0
+
+    def find(self, index: int) -> tuple[int, int, int]:
+        """Case, slice and label value of a negative."""
+        which = int(np.searchsorted(self.ends, index, side="right"))
+        number, value = self.pairs[which]
+        within = index - (int(self.ends[which - 1]) if which else 0)
+        return number, int(self._empty_slices(number, value)[within]), value
+
+    def _empty_slices(self, number: int, value: int) -> np.ndarray:
+        volume = self.volumes[number]
+        if value not in volume.values:
+            return np.arange(volume.shape[0])
+        return np.flatnonzero(volume.areas[volume.values.index(value)] == 0)
+
+
+def _positives(volumes: Sequence[CachedVolume], min_area: int) -> np.ndarray:
+    """Rows (case, slice, label value), ordered so that the objects of a slice follow each other."""
+    rows = [np.zeros((0, 3), dtype=np.int64)]
+    for number, volume in enumerate(volumes):
+        which, positions = np.nonzero(volume.areas >= min_area)
+        values = np.asarray(volume.values, dtype=np.int64)[which]
+        block = np.stack([np.full_like(positions, number), positions, values], axis=1)
+        rows.append(block[np.lexsort((block[:, 2], block[:, 1]))])
+    return np.concatenate(rows)
+
+
+def _wordings(case: Mapping[str, Any], prompts: PromptBook) -> dict[int, list[str]]:
+    listed = {value: prompts.for_case(case, value) for value in case["objects"]}
+    owner: dict[str, int] = {}
+    for value, wordings in listed.items():
+        for wording in wordings:
+            if owner.setdefault(wording.lower(), value) != value:
+                names = f"'{case['objects'][owner[wording.lower()]]}' and '{case['objects'][value]}'"
+                raise InputError(
+                    f"{case['image']}: the prompt '{wording}' stands for both {names}; reword one."
+                )
+    return listed
+
+
+def _limits(case: Mapping[str, Any], volume: CachedVolume, window: IntensityWindow) -> tuple[float, float]:
+    if window.window == "auto" and case.get("window"):
+        window = IntensityWindow(case["window"], window.percentiles)
+    return window.limits(case.get("modality", ""), case.get("body_part", ""), quantiles=volume.quantiles)
