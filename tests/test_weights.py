@@ -99,6 +99,13 @@ def test_another_architecture_names_keys_shapes_and_cure(tmp_path):
     assert torch.equal(network.weight, before)
 
 
+def test_no_file_leaves_the_network_as_it_is():
+    network = nn.Linear(1, 1)
+    before = network.weight.clone()
+    load_weights(network, None)
+    assert torch.equal(network.weight, before)
+
+
 def test_missing_weights(tmp_path):
     with pytest.raises(InputError, match="train a network first"):
         load_weights(nn.Linear(1, 1), tmp_path / "model.pt")

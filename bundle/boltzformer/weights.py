@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from boltzformer.errors import InputError
@@ -139,22 +138,25 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(network: nn.Module, path: str | os.PathLike[str] | None) -> None:
     """Load a network's weights from its best checkpoint (plain state dict) or from a training checkpoint.
 
     Every key and shape must fit; nothing is loaded where one does not.
 
     Args:
         network: the network to fill.
-        path: `model.pt`, `last.pt` or a `.safetensors` file.
+        path: `model.pt`, `last.pt` or a `.safetensors` file; None leaves the network as it is.
 
     Raises:
         InputError: if the file cannot be read or belongs to another architecture.
     """
+    if path is None:
+        return
     content = read_checkpoint(path)
     state = content[NETWORK_KEY] if isinstance(content.get(NETWORK_KEY), dict) else content
     check_fit(network, state, path)
     network.load_state_dict(state)
+    logger.info("weights from %s", path)
 
 
 def check_fit(network: nn.Module, state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
@@ -186,32 +188,3 @@ def check_fit(network: nn.Module, state: Mapping[str, Any], path: str | os.PathL
 
 def _shape(value: object) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-class WeightsLoader:
-    """Ignite handler: fills a network from a checkpoint when its engine starts for the first time.
-
-    Args:
-        network: the network to fill.
-        path: the checkpoint, see `load_weights`; None leaves the network as it is.
-
-    Raises:
-        InputError: at the start of the engine, as `load_weights`.
-    """
-
-    def __init__(self, network: nn.Module, path: str | os.PathLike[str] | None) -> None:
-        self.network = network
-        self.path = path
-        self._loaded = False
-
-    def attach(self, engine: Engine) -> None:
-        """Load at the start of `engine`."""
-        engine.add_event_handler(Events.STARTED, self)
-
-    def __call__(self, engine: Engine) -> None:
-        """Load the weights, once."""
-        if self.path is None or self._loaded:
-            return
-        load_weights(self.network, self.path)
-        self._loaded = True
-        logger.info("weights from %s", self.path)

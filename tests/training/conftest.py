@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from boltzformer.data.samplers import EpochSampler
 from boltzformer.training.checkpoint import BestWeights, RunCheckpoint
 from boltzformer.training.early_stopping import EarlyStoppingOnValidation
 from boltzformer.training.gradients import ClipGradients
-from boltzformer.training.sampler import EpochSampler, SetEpoch
 from boltzformer.training.schedule import warmup_cosine
 from boltzformer.training.validation_loss import ValidationLoss
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
@@ -95,7 +95,6 @@ def build_run(
     states = {"optimizer": optimizer, "schedule": schedule, "early_stopping": stopping, "best_weights": best}
     handlers = [
         RunCheckpoint(output_dir, network, states, validator, resume, every_steps),
-        SetEpoch(data),
         LrScheduleHandler(schedule, epoch_level=False, print_lr=False),
         ClipGradients(network.parameters(), 1.0),
         ValidationHandler(1, validator),

@@ -9,13 +9,14 @@ import torch
 from boltzformer.errors import InputError
 from boltzformer.training.gradients import ClipGradients, StopOnNonFiniteLoss
 from boltzformer.training.progress import Progress, loader_rate
-from boltzformer.training.sampler import EpochSampler, SetEpoch
 from boltzformer.training.schedule import warmup_cosine
+from boltzformer.training.skipping import SkippingLoader
 from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.losses import DiceCELoss
 from torch import nn
+from torch.utils.data import DataLoader
 
 
 def _trainer(loader, network, optimizer, handlers, **kwargs):
@@ -119,26 +120,13 @@ def test_schedule_warms_up_and_falls_along_a_cosine():
     assert set(schedule.state_dict()) & {"total_steps", "warmup_steps"} == set()
 
 
-def test_sampler_order_is_a_function_of_seed_and_epoch():
-    sampler = EpochSampler(range(20), seed=1)
-    sampler.set_epoch(2)
-    order = list(sampler)
-    assert sorted(order) == list(range(20))
-    assert list(sampler) == order
-    again = EpochSampler(range(20), seed=1)
-    again.set_epoch(2)
-    again.skip_first(7)
-    assert list(again) == order[7:]
-    assert list(again) == order
-    again.set_epoch(3)
-    assert list(again) != order
-    assert len(again) == 20
-    assert list(EpochSampler(range(5), shuffle=False)) == [0, 1, 2, 3, 4]
-
-
-def test_set_epoch_wants_datasets_that_can():
-    with pytest.raises(TypeError, match="list has no set_epoch"):
-        SetEpoch([[1, 2]])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_skipping_leaves_out_the_first_batches_once(num_workers):
+    loader = DataLoader(list(range(10)), batch_size=3, num_workers=num_workers)
+    skipping = SkippingLoader(loader, 2)
+    assert [batch.tolist() for batch in skipping] == [[6, 7, 8], [9]]
+    assert [batch.tolist() for batch in skipping] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert len(skipping) == 4
 
 
 def test_validation_loss_is_that_of_the_logits(make_run, tmp_path):

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from boltzformer.errors import InputError
 from boltzformer.training.random_state import gather_random_state, restore_random_state
-from boltzformer.training.sampler import EpochSampler
+from boltzformer.training.skipping import SkippingLoader
 from boltzformer.weights import NETWORK_KEY, check_fit, keep_previous, read_checkpoint, save_atomically
 
 logger = logging.getLogger(__name__)
@@ -230,5 +230,4 @@ def _set_position(engine: Workflow, iteration: int) -> None:
     engine.state.epoch = iteration // engine.state.epoch_length
     steps_into_epoch = iteration % engine.state.epoch_length
     if steps_into_epoch:
-        loader = cast(DataLoader, engine.data_loader)
-        cast(EpochSampler, loader.sampler).skip_first(steps_into_epoch * (loader.batch_size or 1))
+        engine.state.dataloader = SkippingLoader(cast(DataLoader, engine.data_loader), steps_into_epoch)

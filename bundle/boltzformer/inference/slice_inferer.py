@@ -1,0 +1,164 @@
+"""A slice network on a whole volume, for one prompt or many."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from monai.inferers import SliceInferer
+from monai.utils import convert_to_dst_type
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from boltzformer.data.prompt_file import Prompt
+from boltzformer.data.prompts import check_prompt
+from boltzformer.errors import InputError
+from boltzformer.inference.memory import measure_peak
+
+logger = logging.getLogger(__name__)
+
+LARGEST_BATCH = 64
+
+
+class PromptedSliceInferer(SliceInferer):
+    """MONAI inferer: every slice of a volume through `network.segment`, all prompts sharing the slice's encoding.
+
+    Slices are batched as far as `memory_gb` allows: the first slice is computed alone and its memory measured. Logits
+    are kept in float16, whose sign is that of the float32 value, so thresholding at 0 loses nothing.
+
+    Unlike its parent it neither windows in-plane nor averages overlaps (a slice is segmented whole), so it needs no
+    weight map, and it does pass prompts on.
+
+    Args:
+        prompt: what to segment: a sentence, several, or prompts from a prompt file; None takes the network's default.
+        spatial_dim: axis of the slices, 2 for axial ones of a volume in RAS orientation.
+        num_adjacent: neighbouring slices on each side that go in as channels, as in training; the border slice stands
+            in for those beyond the volume. 0 or 1.
+        memory_gb: memory for the tensors of one batch, in GB (1e9 bytes), beside the volume and the result.
+        seed: of the draw of attention sets, instead of the network's.
+        autocast: lower precision for the network, such as `torch.bfloat16`; None computes in float32.
+        progress: draw a bar of the slices on a terminal.
+    """
+
+    def __init__(
+        self,
+        prompt: str | Prompt | Sequence[str | Prompt] | None = None,
+        spatial_dim: int = 2,
+        num_adjacent: int = 0,
+        memory_gb: float = 4.0,
+        seed: int | None = None,
+        autocast: torch.dtype | None = None,
+        progress: bool = True,
+    ) -> None:
+        super().__init__(spatial_dim=spatial_dim, roi_size=(-1, -1), progress=progress)
+        if num_adjacent not in (0, 1):
+            raise InputError(f"num_adjacent is {num_adjacent}: the network takes 1 or 3 slices, so give 0 or 1.")
+        if memory_gb <= 0:
+            raise InputError(f"memory_gb is {memory_gb}: give the gigabytes that a batch of slices may use.")
+        if spatial_dim not in (0, 1, 2):
+            raise InputError(f"spatial_dim is {spatial_dim}: expected 0, 1 or 2.")
+        self.prompt = prompt
+        self.num_adjacent = num_adjacent
+        self.memory_gb = memory_gb
+        self.seed = seed
+        self.autocast = autocast
+        self._bytes_per_slice: dict[tuple[Any, ...], int] = {}
+
+    def __call__(
+        self,
+        inputs: Tensor,
+        network: nn.Module | Callable[..., Any],
+        *args: Any,
+        prompts: str | Prompt | Sequence[str | Prompt] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Segment a volume.
+
+        Args:
+            inputs: (1, 1, H, W, D) in [0, 1].
+            network: a BoltzFormer.
+            args: ignored, for MONAI's engines.
+            prompts: in place of `self.prompt` for this call.
+            kwargs: ignored, for MONAI's engines.
+
+        Returns:
+            Logits (1, P, H, W, D), float16, on the device of `inputs`.
+
+        Raises:
+            InputError: a volume of another shape, or a prompt that is empty or no text.
+        """
+        if inputs.dim() != 5 or inputs.shape[:2] != (1, 1):
+            raise InputError(f"expected one volume of one channel (1, 1, H, W, D), found {tuple(inputs.shape)}.")
+        wanted = self.prompt if prompts is None else prompts
+        sentences = prompt_sentences(wanted, getattr(network, "default_prompt", None))
+        volume = _plain(inputs)[0, 0]
+        result = torch.empty((1, len(sentences), *volume.shape), dtype=torch.float16, device=volume.device)
+        slices = result[0].movedim(self.spatial_dim + 1, 0)  # (D, P, H, W), a view
+        device_type = next(cast(Any, network).parameters()).device.type
+        with torch.no_grad(), torch.autocast(device_type, self.autocast, enabled=self.autocast is not None):
+            text = cast(Any, network).encode_text(sentences)
+            for chosen, logits in self._batches(volume.movedim(self.spatial_dim, 0), network, text):
+                slices[chosen] = logits.to(result.device, torch.float16)
+        # with the input's metadata, which `Invertd` asks for
+        return convert_to_dst_type(result, inputs, dtype=torch.float16)[0]
+
+    def _batches(self, volume: Tensor, network: Any, text: Any) -> Iterator[tuple[slice, Tensor]]:
+        """Pairs of a range of slices and their logits (B, P, H, W); `volume` is (D, H, W)."""
+        device = next(network.parameters()).device
+        depth = volume.shape[0]
+        first, cost = self._first_slice(volume, network, text, device)
+        yield slice(0, 1), first
+        size = max(1, min(LARGEST_BATCH, int(self.memory_gb * 1e9 / max(cost, 1))))
+        if cost > self.memory_gb * 1e9:
+            needs = cost / 1e9
+            logger.warning("one slice needs %.2f GB, more than memory_gb = %.2f allows", needs, self.memory_gb)
+        with tqdm(total=depth, initial=1, unit="slice", leave=False, disable=None if self.progress else True) as bar:
+            for start in range(1, depth, size):
+                chosen = slice(start, min(start + size, depth))
+                yield chosen, network.segment(self._stack(volume, chosen).to(device), text, seed=self.seed)
+                bar.update(chosen.stop - chosen.start)
+
+    def _first_slice(self, volume: Tensor, network: Any, text: Any, device: torch.device) -> tuple[Tensor, int]:
+        """Logits of slice 0 and the bytes that a slice needs; measured once for a size and number of prompts."""
+        image = self._stack(volume, slice(0, 1)).to(device)
+        key = (id(network), device, tuple(image.shape), len(text))
+        if key in self._bytes_per_slice:
+            return network.segment(image, text, seed=self.seed), self._bytes_per_slice[key]
+        logits, cost = measure_peak(lambda: network.segment(image, text, seed=self.seed), device)
+        self._bytes_per_slice[key] = cost
+        return logits, cost
+
+    def _stack(self, volume: Tensor, chosen: slice) -> Tensor:
+        """Slices with their neighbours as channels, (B, 1 or 3, H, W) float32."""
+        centre = torch.arange(chosen.start, chosen.stop, device=volume.device)
+        if self.num_adjacent == 0:
+            return volume[chosen].unsqueeze(1).float()
+        offsets = range(-self.num_adjacent, self.num_adjacent + 1)
+        near = torch.stack([(centre + offset).clamp(0, volume.shape[0] - 1) for offset in offsets], dim=1)
+        return volume[near].float()
+
+
+def prompt_sentences(prompt: str | Prompt | Sequence[str | Prompt] | None, default: str | None = None) -> list[str]:
+    """Checked sentences of whatever a caller gave as prompts.
+
+    Args:
+        prompt: one or several, as sentences or `Prompt`s; None takes `default`.
+        default: the network's default prompt.
+
+    Raises:
+        InputError: nothing given, or a prompt that is empty or no text.
+    """
+    given = default if prompt is None else prompt
+    if given is None:
+        raise InputError("no prompt was given; name the object to segment, for example 'liver tumor in abdominal CT'.")
+    listed = [given] if isinstance(given, str | Prompt) else list(given)
+    if not listed:
+        raise InputError("the list of prompts is empty; name at least one object to segment.")
+    return [entry.text if isinstance(entry, Prompt) else check_prompt(entry) for entry in listed]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without MONAI's metadata, whose bookkeeping costs time on every slice."""
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor

@@ -1,0 +1,175 @@
+"""DICOM series: every slice counted, geometry checked, results on the series' grid."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from boltzformer.errors import InputError
+from boltzformer.inference.dicom import find_series, has_dicom, read_series
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from scipy.spatial.transform import Rotation
+
+from tests.support import body
+
+IDENTITY = np.eye(3)
+
+
+def write_series(
+    folder: Path,
+    array: np.ndarray,
+    rotation: np.ndarray = IDENTITY,
+    spacing: tuple[float, float, float] = (0.8, 0.9, 3.0),
+    offsets: dict[int, float] | None = None,
+    **tags: object,
+) -> None:
+    """One file a slice, named so that neither names nor instance numbers tell the order. `array` is (x, y, z) LPS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    uid = tags.pop("SeriesInstanceUID", generate_uid())
+    for k in range(array.shape[2]):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = CTImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        slice_ = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        slice_.SOPClassUID, slice_.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        slice_.SeriesInstanceUID, slice_.Modality, slice_.InstanceNumber = uid, "CT", array.shape[2] - k
+        slice_.Rows, slice_.Columns = array.shape[1], array.shape[0]
+        slice_.PixelSpacing = [spacing[1], spacing[0]]
+        slice_.ImageOrientationPatient = [*rotation[:, 0], *rotation[:, 1]]
+        height = k * spacing[2] + (offsets or {}).get(k, 0.0)
+        slice_.ImagePositionPatient = list(np.array([-30.0, -20.0, 10.0]) + height * rotation[:, 2])
+        slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
+        slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 0
+        slice_.RescaleSlope, slice_.RescaleIntercept = 1, -1024
+        slice_.PixelData = (array[:, :, k].T.astype(np.int32) + 1024).astype(np.uint16).tobytes()
+        for name, value in tags.items():
+            setattr(slice_, name, value)
+        slice_.save_as(folder / f"I{(k * 7) % array.shape[2]:03d}", enforce_file_format=True)
+
+
+@pytest.fixture
+def array():
+    return body((20, 24, 5))
+
+
+def test_equals_simpleitk_on_an_oblique_series(tmp_path, array):
+    rotation = Rotation.from_euler("xyz", [20, -10, 30], degrees=True).as_matrix()
+    write_series(tmp_path, array, rotation)
+    (tmp_path / "DIRFILE").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("no DICOM")
+    series = find_series(tmp_path)
+    assert len(series.files) == 5
+    assert series.modality == "CT"
+    assert np.array_equal(read_series(series), array)
+
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))
+    image = reader.Execute()
+    for index in [(0, 0, 0), (19, 0, 0), (0, 23, 0), (3, 5, 4)]:
+        lps = np.array(image.TransformIndexToPhysicalPoint(index))
+        assert np.allclose((series.affine @ [*index, 1])[:3], lps * [-1, -1, 1], atol=1e-3)
+
+
+def test_results_lie_on_the_series_grid(segmenter, tmp_path, array):
+    write_series(tmp_path / "series", array)
+    result = segmenter.segment(tmp_path / "series", "nodule")
+    assert np.allclose(result.affine, find_series(tmp_path / "series").affine)
+    plain = segmenter.segment(array, "nodule", affine=result.affine)
+    assert np.array_equal(result.label_map, plain.label_map)
+    result.save(tmp_path / "out")
+    saved = nib.load(tmp_path / "out" / "series.nii.gz")
+    assert saved.shape == array.shape
+    assert np.allclose(saved.affine, result.affine)
+
+
+def test_real_series(real_data_dir, segmenter, tmp_path):
+    folder = real_data_dir / "dicom_ct"
+    series = find_series(folder)  # DIRFILE is skipped
+    assert len(series.files) == 28
+    voxels = read_series(series)
+    assert voxels.shape == (512, 512, 28)
+    assert voxels.min() == -1024
+    assert nib.aff2axcodes(series.affine) == ("L", "P", "S")
+    result = segmenter.segment(folder, "skull")
+    assert result.label_map.shape == (512, 512, 28)
+    assert result.case == "dicom_ct"
+
+
+def test_missing_slice_is_refused_or_said(tmp_path, array, caplog):
+    write_series(tmp_path, array)
+    victim = next(f for f in find_series(tmp_path).files if pydicom.dcmread(f).InstanceNumber == 3)
+    victim.unlink()
+    with pytest.raises(InputError, match=r"4 slices are not evenly spaced \(gaps of 3.00 to 6.00 mm.*uneven_spacing"):
+        find_series(tmp_path)
+    assert len(find_series(tmp_path, uneven_spacing="warn").files) == 4
+    assert "mean spacing" in caplog.text
+    with pytest.raises(InputError, match="'refuse' or 'warn'"):
+        find_series(tmp_path, uneven_spacing="maybe")
+
+
+@pytest.mark.parametrize(("off", "accepted"), [(0.07, True), (0.5, False)])
+def test_tolerance(tmp_path, array, off, accepted):
+    write_series(tmp_path, array, offsets={2: off})
+    if accepted:
+        assert len(find_series(tmp_path).files) == 5
+    else:
+        with pytest.raises(InputError, match="not evenly spaced"):
+            find_series(tmp_path)
+
+
+def test_two_slices_at_one_place(tmp_path, array):
+    write_series(tmp_path, array, offsets={2: -3.0})
+    with pytest.raises(InputError, match="at the same position"):
+        find_series(tmp_path)
+
+
+def test_two_series(tmp_path, array):
+    write_series(tmp_path, array)
+    write_series(tmp_path / "other", array, SeriesDescription="lung")
+    for file in (tmp_path / "other").iterdir():
+        shutil.move(file, tmp_path / f"other_{file.name}")
+    with pytest.raises(InputError, match=r"holds 2 series: .*\(lung\)"):
+        find_series(tmp_path)
+
+
+def test_scout_of_another_size(tmp_path, array):
+    uid = generate_uid()
+    write_series(tmp_path, array, SeriesInstanceUID=uid)
+    write_series(tmp_path / "x", body((30, 24, 1)), SeriesInstanceUID=uid)
+    shutil.move(tmp_path / "x" / "I000", tmp_path / "scout")
+    with pytest.raises(InputError, match=r"scout: differs in size"):
+        find_series(tmp_path)
+
+
+def test_multi_frame(tmp_path, array):
+    write_series(tmp_path, array, NumberOfFrames=4)
+    with pytest.raises(InputError, match="multi-frame"):
+        find_series(tmp_path)
+
+
+def test_no_position(tmp_path, array):
+    write_series(tmp_path, array, ImagePositionPatient=None)
+    with pytest.raises(InputError, match="has no ImagePositionPatient"):
+        find_series(tmp_path)
+
+
+def test_truncated_slice(tmp_path, array):
+    write_series(tmp_path, array)
+    file = tmp_path / "I000"
+    file.write_bytes(file.read_bytes()[:-300])
+    with pytest.raises(InputError, match="cannot be decoded"):
+        read_series(find_series(tmp_path))
+
+
+def test_no_dicom(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    assert not has_dicom(tmp_path)
+    with pytest.raises(InputError, match="holds no DICOM image"):
+        find_series(tmp_path)

@@ -1,0 +1,57 @@
+"""Which volumes a path means."""
+
+from __future__ import annotations
+
+import pytest
+from boltzformer.data.phantom import write_phantoms
+from boltzformer.errors import InputError
+from boltzformer.inference.inputs import case_name, find_volumes
+
+from tests.inference.test_dicom import write_series
+from tests.support import body
+
+
+def _names(path, **kwargs):
+    return [case["case"] for case in find_volumes(path, **kwargs)]
+
+
+def test_file_and_folder(tmp_path):
+    for name in ("b.nii.gz", "a.nii", ".hidden.nii.gz", "notes.txt"):
+        (tmp_path / name).write_text("")
+    assert _names(tmp_path) == ["a", "b"]
+    assert find_volumes(tmp_path / "b.nii.gz", modality="CT", body_part="lung") == [
+        {"image": str(tmp_path / "b.nii.gz"), "case": "b", "modality": "CT", "body_part": "lung"}
+    ]
+
+
+def test_series_and_folder_of_series(tmp_path):
+    for name in ("first", "second"):
+        write_series(tmp_path / name, body((8, 8, 2)))
+    assert _names(tmp_path / "first") == ["first"]
+    assert _names(tmp_path) == ["first", "second"]
+
+
+def test_dataset_gives_its_held_out_images(tmp_path):
+    write_phantoms(tmp_path / "set", num_training=1, num_validation=2, size=(48, 48, 12))
+    cases = find_volumes(tmp_path / "set")
+    assert [case["case"] for case in cases] == ["phantom_validation_000", "phantom_validation_001"]
+    assert {case["modality"] for case in cases} == {"CT"}
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(InputError, match="no such file or folder"):
+        find_volumes(tmp_path / "absent")
+    with pytest.raises(InputError, match="holds no NIfTI file"):
+        find_volumes(tmp_path)
+
+
+def test_two_volumes_of_one_name(tmp_path):
+    for name in ("Scan.nii", "scan.nii.gz"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match=r"Scan\.nii and .*scan\.nii\.gz would be written to one file"):
+        find_volumes(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("a.b.nii.gz", "a.b"), ("c.NII.GZ", "c"), ("d.nii", "d")])
+def test_case_name(tmp_path, name, expected):
+    assert case_name(tmp_path / name) == expected

@@ -1,0 +1,180 @@
+"""A volume through the slice network: prompts, batches, neighbours, seeds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from boltzformer.data.prompt_file import Prompt
+from boltzformer.errors import InputError
+from boltzformer.inference.memory import measure_peak
+from boltzformer.inference.shared_encoding import SharedEncodingInferer
+from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from monai.data import MetaTensor
+
+from tests.support import small_network
+
+PROMPTS = ["liver in abdominal CT", "a small nodule", "aorta"]
+
+
+@pytest.fixture(scope="module")
+def volume():
+    return torch.rand(1, 1, 40, 36, 7, generator=torch.Generator().manual_seed(1))
+
+
+def test_equals_the_network_slice_by_slice(volume, network):
+    result = PromptedSliceInferer(PROMPTS)(volume, network)
+    assert result.shape == (1, 3, 40, 36, 7)
+    assert result.dtype == torch.float16
+    with torch.no_grad():
+        for k in range(7):
+            for p, prompt in enumerate(PROMPTS):
+                expected = network(volume[..., k], [prompt])[0, 0]
+                assert torch.equal(result[0, p, :, :, k], expected.half())
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_any_axis(volume, network, axis):
+    result = PromptedSliceInferer("aorta", spatial_dim=axis)(volume, network)
+    turned = PromptedSliceInferer("aorta")(volume.movedim(2 + axis, -1), network)
+    assert torch.equal(result.movedim(2 + axis, -1), turned)
+
+
+def test_masks_do_not_depend_on_the_batch(volume, network):
+    sizes = []
+
+    class Spy(PromptedSliceInferer):
+        def _stack(self, volume, chosen):
+            sizes.append(chosen.stop - chosen.start)
+            return super()._stack(volume, chosen)
+
+    small = Spy(PROMPTS, memory_gb=1e-9)(volume, network)
+    assert sizes == [1] * 7
+    sizes.clear()
+    large = Spy(PROMPTS, memory_gb=4)(volume, network)
+    assert sizes == [1, 6]
+    assert torch.equal(small, large)
+
+
+def test_masks_do_not_depend_on_the_other_prompts(volume, network):
+    together = PromptedSliceInferer(PROMPTS)(volume, network)
+    for p, prompt in enumerate(PROMPTS):
+        assert torch.equal(together[:, p : p + 1], PromptedSliceInferer(prompt)(volume, network))
+
+
+def test_seed_decides_the_draw(volume, network):
+    first, again, other = (PromptedSliceInferer("aorta", seed=seed)(volume, network) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_neighbours_as_channels(volume, network):
+    result = PromptedSliceInferer("aorta", num_adjacent=1)(volume, network)
+    with torch.no_grad():
+        for k, (below, above) in {0: (0, 1), 3: (2, 4), 6: (5, 6)}.items():
+            stack = torch.cat([volume[..., below], volume[..., k], volume[..., above]], dim=1)
+            assert torch.equal(result[0, 0, :, :, k], network(stack, ["aorta"])[0, 0].half())
+
+
+def test_each_slice_and_prompt_is_encoded_once(volume, network, monkeypatch):
+    calls = {"image": 0, "text": 0}
+    encode_image, encode_text = network.encode_image, network.encode_text
+
+    def count_image(image):
+        calls["image"] += len(image)
+        return encode_image(image)
+
+    def count_text(prompts):
+        calls["text"] += len(prompts)
+        return encode_text(prompts)
+
+    monkeypatch.setattr(network, "encode_image", count_image)
+    monkeypatch.setattr(network, "encode_text", count_text)
+    PromptedSliceInferer(PROMPTS)(volume, network)
+    assert calls == {"image": 7, "text": 3}
+
+
+def test_called_as_monai_label_does(volume, network):
+    # inferer(inputs, network), the prompt being an attribute or the network's default
+    default = PromptedSliceInferer()(volume, network)
+    assert torch.equal(default, PromptedSliceInferer(network.default_prompt)(volume, network))
+    inferer = PromptedSliceInferer()
+    inferer.prompt = "aorta"
+    assert torch.equal(inferer(volume, network), PromptedSliceInferer("aorta")(volume, network))
+
+
+def test_prompts_of_a_file_and_of_a_call(volume, network):
+    inferer = PromptedSliceInferer([Prompt("aorta", "vessel")])
+    assert torch.equal(inferer(volume, network), PromptedSliceInferer("aorta")(volume, network))
+    assert inferer(volume, network, prompts=PROMPTS[:2]).shape[1] == 2
+
+
+def test_metadata_stays(volume, network):
+    affine = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
+    image = MetaTensor(volume, affine=affine)
+    result = PromptedSliceInferer("aorta")(image, network)
+    assert isinstance(result, MetaTensor)
+    assert torch.equal(result.affine, affine)
+
+
+def test_lower_precision_gives_nearly_the_same(volume, network):
+    exact = PromptedSliceInferer("aorta")(volume, network).float()
+    low = PromptedSliceInferer("aorta", autocast=torch.bfloat16)(volume, network).float()
+    assert not torch.equal(exact, low)
+    assert (exact - low).abs().median() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [("", "is empty"), ("   ", "is empty"), (["aorta", 3], "must be text"), ([], "list of prompts is empty")],
+)
+def test_bad_prompts(volume, network, prompt, message):
+    with pytest.raises(InputError, match=message):
+        PromptedSliceInferer(prompt)(volume, network)
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 36, 7), (2, 1, 40, 36, 7), (1, 3, 40, 36, 7)])
+def test_bad_shapes(network, shape):
+    with pytest.raises(InputError, match="one volume of one channel"):
+        PromptedSliceInferer("aorta")(torch.rand(shape), network)
+
+
+@pytest.mark.parametrize("setting", [{"num_adjacent": 2}, {"memory_gb": 0}, {"spatial_dim": 3}])
+def test_bad_settings(setting):
+    with pytest.raises(InputError, match=next(iter(setting))):
+        PromptedSliceInferer("aorta", **setting)
+
+
+def test_shared_encoding_equals_the_network():
+    network = small_network(3)
+    images = torch.rand(3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = images[[0, 0, 1, 2, 2, 2]]
+    text = ["a", "b", "a", "c", "a", "b"]
+    seen = []
+    encode = network.encode_image
+    network.encode_image = lambda image: (seen.append(len(image)), encode(image))[1]
+    with torch.no_grad():
+        shared = SharedEncodingInferer()(batch, network, text=text)
+        assert seen == [3]
+        assert torch.equal(shared, network(batch, text))
+        assert torch.equal(SharedEncodingInferer()(batch, network), network(batch))
+
+
+def test_peak_of_known_sizes():
+    def work():
+        first = torch.ones(1000, 250)  # 1 MB
+        second = first * 2  # 2 MB alive
+        del first
+        third = second + 1  # 2 MB alive
+        view = third.view(-1)[:10]
+        view += 1  # nothing new
+        return third[:1].clone()
+
+    result, peak = measure_peak(work, torch.device("cpu"))
+    assert result.shape == (1, 250)
+    assert 2_000_000 <= peak <= 2_010_000
+
+
+def test_peak_does_not_count_what_was_there():
+    before = torch.ones(1_000_000)
+    _, peak = measure_peak(lambda: before.add_(1).sum(), torch.device("cpu"))
+    assert peak < 1000
