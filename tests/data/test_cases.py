@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from boltzformer.data.cases import load_cases
+from boltzformer.data.datalist import body_part_of, normal_modality
+from boltzformer.errors import InputError
+
+
+def _item(name: str, **entries: object) -> dict[str, object]:
+    return {"image": f"imagesTr/{name}.nii.gz", "label": f"labelsTr/{name}.nii.gz", **entries}
+
+
+def _decathlon(items: list, **entries: object) -> dict[str, object]:
+    return {
+        "name": "Lung",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "lung_cancer"},
+        "training": items,
+        **entries,
+    }
+
+
+def test_decathlon_folder_gives_absolute_paths_and_names(write_datalist, tmp_path):
+    write_datalist(_decathlon([_item("lung_001"), _item("lung_002")], validation=[_item("lung_003")]))
+    training, validation = load_cases(tmp_path), load_cases(tmp_path, "validation")
+    assert training[0] == {
+        "image": str(tmp_path / "imagesTr/lung_001.nii.gz"),
+        "label": str(tmp_path / "labelsTr/lung_001.nii.gz"),
+        "patient": "lung_001",
+        "dataset": "Lung",
+        "modality": "CT",
+        "body_part": "lung",
+        "objects": {1: "lung cancer"},
+    }
+    assert [case["patient"] for case in validation] == ["lung_003"]
+
+
+def test_split_is_by_patient_seeded_and_complete(write_datalist, tmp_path):
+    items = [_item(f"scan_{i}", patient=f"p{i // 3}") for i in range(30)]
+    write_datalist(_decathlon(items))
+    training, validation = load_cases(tmp_path, seed=3), load_cases(tmp_path, "validation", seed=3)
+    patients = [{case["patient"] for case in cases} for cases in (training, validation)]
+    assert not patients[0] & patients[1]
+    assert len(patients[1]) == 2
+    assert len(training) + len(validation) == 30
+    assert validation == load_cases(tmp_path, "validation", seed=3)
+    assert any(validation != load_cases(tmp_path, "validation", seed=seed) for seed in range(5))
+
+
+def test_patient_pattern_groups_volumes(write_datalist, tmp_path):
+    write_datalist(_decathlon([_item(f"P{i // 2}_visit{i % 2}") for i in range(8)]))
+    validation = load_cases(tmp_path, "validation", 0.25, patient_pattern=r"(P\d+)_")
+    assert len(validation) == 2
+    assert len({case["patient"] for case in validation}) == 1
+    with pytest.raises(InputError, match="patient_pattern"):
+        load_cases(tmp_path, patient_pattern=r"subject")
+
+
+def test_bare_list_with_prompts_names_the_object_after_the_first(write_datalist, tmp_path):
+    item = _item("x", prompts=["left kidney in abdominal MRI", "left kidney"], modality="MRI")
+    path = write_datalist(
+        [item, _item("y", labels={"cyst": 4}, prompts={"cyst": "renal cyst"})], "my_list.json"
+    )
+    first, second = load_cases(path, validation_share=0)
+    assert first["objects"] == {1: "left kidney in abdominal MRI"}
+    assert first["prompts"] == {1: ["left kidney in abdominal MRI", "left kidney"]}
+    assert first["modality"] == "MR"
+    assert first["dataset"] == "my_list"
+    assert second["objects"] == {4: "cyst"}
+    assert second["prompts"] == {4: ["renal cyst"]}
+
+
+def test_item_entries_override_those_of_the_dataset(write_datalist, tmp_path):
+    special = _item("b", modality="T2w", body_part="pelvic", annotated=["lung cancer"], window=[0, 9])
+    write_datalist(_decathlon([_item("a"), special], annotated="all"))
+    first, second = load_cases(tmp_path, validation_share=0)
+    assert first["annotated"] == [1]
+    assert (second["modality"], second["body_part"], second["window"]) == ("MR", "pelvic", [0, 9])
+
+
+def test_test_section_accepts_bare_file_names(write_datalist, tmp_path):
+    write_datalist(_decathlon([_item("a")], test=["imagesTs/c.nii.gz"]))
+    (case,) = load_cases(tmp_path, "test")
+    assert case["image"].endswith("imagesTs/c.nii.gz")
+    assert "label" not in case
+
+
+def test_several_datasets_are_joined(write_datalist, tmp_path):
+    path = write_datalist(_decathlon([_item("a"), _item("b")]))
+    assert len(load_cases([tmp_path, path], validation_share=0)) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"labels": {"1": "a"}}, "no `training` list"),
+        (_decathlon([]), "cannot be split"),
+        (_decathlon([], validation=[_item("v")]), "training list is empty"),
+        (_decathlon([_item("a")]), "cannot be split"),
+        ({"training": [_item("a")]}, "names no labels"),
+        (_decathlon([_item("a", labels={"x": "y"})]), "expected a label value and a name"),
+        (_decathlon([_item("a", labels={"0": "background"})]), "nothing but background"),
+        (_decathlon([_item("a", labels={"1": "node", "2": "Node"})]), "same name"),
+        (_decathlon([_item("a", labels={"1": "u", "2": "v"}, prompts=["w"])]), "2 labels"),
+        (_decathlon([_item("a", prompts={"wrong": "w"})]), "is no label"),
+        (_decathlon([_item("a", prompts=[" "])]), "empty"),
+        (_decathlon([_item("a", annotated="some")]), "annotated"),
+        (_decathlon([_item("a")], validation=[_item("a")]), "both the training and the validation"),
+    ],
+)
+def test_malformed_datalists_name_the_file(write_datalist, content, message):
+    path = write_datalist(content)
+    with pytest.raises(InputError, match=message) as error:
+        load_cases(path)
+    assert str(path) in str(error.value)
+
+
+def test_all_missing_files_are_listed_at_once(write_datalist, tmp_path):
+    path = write_datalist(_decathlon([_item("a"), _item("b"), _item("c")]))
+    (tmp_path / "imagesTr/a.nii.gz").unlink()
+    (tmp_path / "labelsTr/b.nii.gz").unlink()
+    with pytest.raises(InputError, match="2 of 6 files") as error:
+        load_cases(path, validation_share=0)
+    assert "imagesTr/a.nii.gz" in str(error.value)
+    assert "labelsTr/b.nii.gz" in str(error.value)
+
+
+def test_wrong_paths_and_arguments(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_cases(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="section"):
+        load_cases(tmp_path, "train")
+    with pytest.raises(InputError, match="validation_share"):
+        load_cases(tmp_path, validation_share=1.0)
+    with pytest.raises(InputError, match="list of datasets is empty"):
+        load_cases([])
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(InputError, match="JSON"):
+        load_cases(tmp_path)
+    (tmp_path / "dataset.json").write_text(json.dumps("text"))
+    with pytest.raises(InputError, match="expected a JSON object"):
+        load_cases(tmp_path)
+
+
+def test_guesses_from_names():
+    assert [
+        body_part_of(name) for name in ("Task06_Lung", "AMOS abdomen", "Task08_HepaticVessel", "thing")
+    ] == [
+        "lung",
+        "abdominal",
+        "liver",
+        "",
+    ]
+    assert [normal_modality(name) for name in ("ct", "MRI", "FLAIR", "T1gd", "PET")] == [
+        "CT",
+        "MR",
+        "MR",
+        "MR",
+        "PET",
+    ]
+
+
+def test_real_datasets_keep_patients_apart(real_data_dir):
+    for name, sizes in {"openkbp": (170, 33), "lidc_crops": (480, 85)}.items():
+        training, validation = (
+            load_cases(real_data_dir / name),
+            load_cases(real_data_dir / name, "validation"),
+        )
+        assert (len(training), len(validation)) == sizes
+        assert not {case["patient"] for case in training} & {case["patient"] for case in validation}
