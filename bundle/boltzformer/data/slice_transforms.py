@@ -11,14 +11,18 @@ from torch.nn import functional
 
 from boltzformer.errors import InputError
 
+_FAINTEST = 1e-3  # coverage below which a pixel is taken as not touched
+_TIE = 1e-4  # coverages that differ by less are taken as equal
+
 
 def harden_mask(coverage: torch.Tensor) -> torch.Tensor:
     """Turn the share of each pixel that an object covers into a binary mask that loses no small object.
 
-    A pixel belongs to the object from half coverage on, which keeps areas on average. An object that reaches
-    a half nowhere would vanish, and its example would teach that the object is absent; there the pixel that
-    it covers most (the strict maximum of its 3 × 3 neighbourhood, if nothing in there reaches a half) stands
-    for it. Nearest neighbour, the usual choice, drops three of four single pixels when it halves a slice.
+    A pixel belongs to the object where it is covered by half or more; of the ties, which are frequent when a
+    slice is halved, every other one, which keeps areas on average. An object that reaches a half nowhere
+    would vanish, and its example would teach that the object is absent; there the pixel that it covers most
+    (the strict maximum of its 3 × 3 neighbourhood, if nothing in there belongs to the object) stands for it.
+    Nearest neighbour, the usual choice, drops three of four single pixels when it halves a slice.
 
     Args:
         coverage: (1, H, W) float in [0, 1].
@@ -26,24 +30,25 @@ def harden_mask(coverage: torch.Tensor) -> torch.Tensor:
     Returns:
         (1, H, W) float32 of 0 and 1.
     """
-    mask = (coverage >= 0.5).to(torch.float32)
-    covered = coverage[0] > 1e-3
+    mask = torch.zeros_like(coverage, dtype=torch.float32)
+    covered = coverage[0] > _FAINTEST
     rows, columns = (torch.nonzero(covered.any(dim)).flatten() for dim in (1, 0))
     if len(rows):
+        # only the object's box: the neighbourhoods of a whole slice take longer than all the rest
         box = (..., slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-        mask[box] = torch.maximum(mask[box], _peaks(coverage[box], mask[box]))
+        mask[box] = _harden_box(coverage[box])
     return mask
 
 
-def _peaks(coverage: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mark each strict 3 × 3 maximum of the coverage that has no pixel of the mask beside it."""
-    faint = (coverage > 1e-3) & (mask == 0)
-    rows = torch.arange(coverage.shape[-2], device=coverage.device)[:, None] % 3
-    columns = torch.arange(coverage.shape[-1], device=coverage.device)[None, :] % 3
+def _harden_box(coverage: torch.Tensor) -> torch.Tensor:
+    rows = torch.arange(coverage.shape[-2], device=coverage.device)[:, None]
+    columns = torch.arange(coverage.shape[-1], device=coverage.device)[None, :]
+    mask = (coverage >= 0.5 + _TIE * (2 * ((rows + columns) % 2) - 1)).to(torch.float32)
     # equal neighbours are told apart by a term that differs within any 3 × 3 window
-    ranked = coverage - 1e-4 * (3 * rows + columns) / 9
+    ranked = coverage - _TIE * (3 * (rows % 3) + columns % 3) / 9
     highest, near = functional.max_pool2d(torch.stack([ranked, mask]), 3, stride=1, padding=1)
-    return (faint & (ranked == highest) & (near == 0)).to(torch.float32)
+    peaks = (coverage > _FAINTEST) & (ranked == highest) & (near == 0)
+    return torch.maximum(mask, peaks.to(torch.float32))
 
 
 def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -73,11 +78,12 @@ def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """
     if tuple(mask.shape[-2:]) == size:
         return mask
-    shrinks = size[0] <= mask.shape[-2] and size[1] <= mask.shape[-1]
-    if shrinks:
-        # the mean over the new pixel's box is the covered share; the triangle filter would blur small objects
-        return harden_mask(functional.adaptive_avg_pool2d(mask[None], size)[0])
-    return harden_mask(functional.interpolate(mask[None], size, mode="bilinear", align_corners=False)[0])
+    # the mean over a larger pixel's box is the share covered; the low-pass filter would blur small objects
+    shrunk = (min(size[0], mask.shape[-2]), min(size[1], mask.shape[-1]))
+    coverage = functional.adaptive_avg_pool2d(mask[None], shrunk)
+    if shrunk != size:
+        coverage = functional.interpolate(coverage, size, mode="bilinear", align_corners=False)
+    return harden_mask(coverage[0])
 
 
 class ResizeSliced(Transform):
