@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from boltzformer.data.throughput import measure_loader
 from boltzformer.errors import InputError
 from boltzformer.training.gradients import ClipGradients, StopOnNonFiniteLoss
-from boltzformer.training.progress import Progress, loader_rate
+from boltzformer.training.progress import Progress
 from boltzformer.training.schedule import warmup_cosine
 from boltzformer.training.skipping import SkippingLoader
 from ignite.engine import Events
@@ -144,7 +146,7 @@ def test_validation_loss_is_that_of_the_logits(make_run, tmp_path):
 
 def test_progress_lines(make_run, tmp_path, caplog, capsys):
     run = make_run(tmp_path, max_epochs=2)
-    Progress(interval=0.0, bar=True, measure_loader=0.01).attach(run.trainer)
+    Progress(interval=0.0, bar=True, measure_loader=partial(measure_loader, seconds=0.01)).attach(run.trainer)
     Progress("validation", interval=1e9, bar=False).attach(run.validator)
     with caplog.at_level("INFO", logger="boltzformer.training.progress"):
         run.trainer.run()
@@ -162,15 +164,10 @@ def test_measuring_the_loader_changes_no_result(make_run, tmp_path):
     plain, measured = make_run(tmp_path / "a"), None
     plain.trainer.run()
     measured = make_run(tmp_path / "b")
-    Progress(bar=False, measure_loader=0.01).attach(measured.trainer)
+    Progress(bar=False, measure_loader=partial(measure_loader, seconds=0.01)).attach(measured.trainer)
     measured.trainer.run()
     for key, value in plain.network.state_dict().items():
         assert torch.equal(value, measured.network.state_dict()[key])
-
-
-def test_loader_rate_counts_slices():
-    batches = [{"image": torch.zeros(3, 1)}] * 4
-    assert loader_rate(batches, seconds=100.0) > 0
 
 
 def test_best_weights_refuse_a_metric_that_is_no_number(make_run, tmp_path):

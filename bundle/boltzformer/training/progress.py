@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +27,8 @@ class Progress:
         label: what the lines call this engine, "training" or "validation".
         interval: seconds between two lines.
         bar: whether to draw the bar; None where standard error is a terminal.
-        measure_loader: seconds for which the loader is timed alone before the run, 0 for not at all.
+        measure_loader: times a loader alone, before the run, and gives an object with `slices_per_second`; None
+            does not.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Progress:
         label: str = "training",
         interval: float = 15.0,
         bar: bool | None = None,
-        measure_loader: float = 0.0,
+        measure_loader: Callable[[Any], Any] | None = None,
     ) -> None:
         self.label = label
         self.interval = interval
@@ -64,8 +65,8 @@ class Progress:
         self._loss_sum = 0.0
 
     def _run_started(self, engine: Workflow) -> None:
-        if self.measure_loader > 0 and not self._loader_rate:
-            self._loader_rate = loader_rate(engine.data_loader, self.measure_loader)
+        if self.measure_loader is not None and not self._loader_rate and engine.state.epoch_length > 1:
+            self._loader_rate = self.measure_loader(engine.data_loader).slices_per_second
             logger.info("%s: the loader alone gives %.1f slices/s", self.label, self._loader_rate)
 
     def _epoch_started(self, engine: Workflow) -> None:
@@ -111,22 +112,6 @@ class Progress:
             steps_left = state.epoch_length * state.max_epochs - state.iteration
             parts.append(f"training ends in {_clock(steps_left * seconds)}")
         return ", ".join(parts)
-
-
-def loader_rate(loader: Iterable[dict[str, Any]], seconds: float) -> float:
-    """Slices per second that a loader gives when nothing else runs.
-
-    Args:
-        loader: any loader of dict batches whose draws depend on epoch and index alone.
-        seconds: how long to measure; at least one batch is taken.
-    """
-    slices = 0
-    began = time.perf_counter()
-    for batch in loader:
-        slices += len(batch["image"])
-        if time.perf_counter() - began >= seconds:
-            break
-    return slices / (time.perf_counter() - began)
 
 
 def _loss_of(output: object) -> dict[str, float]:
