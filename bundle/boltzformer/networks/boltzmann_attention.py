@@ -37,9 +37,12 @@ class PatchFeatures:
         A layer that reads it puts back what :func:`gathered_attention` returns, for the sake of the backward pass.
         """
         if self._rows is None:
-            # one by one: torch copies a transposed matrix in blocks, but not a batch of them
-            parts = [columns.T.contiguous() for columns in self.columns]
-            self._rows = torch.stack(parts) if len(parts) > 1 else parts[0][None]
+            rows = self.columns.transpose(1, 2)
+            if not rows.is_contiguous():
+                # one by one: torch copies a transposed matrix in blocks, but not a batch of them
+                parts = [columns.T.contiguous() for columns in self.columns]
+                rows = torch.stack(parts) if len(parts) > 1 else parts[0][None]
+            self._rows = rows
         return self._rows
 
     @rows.setter

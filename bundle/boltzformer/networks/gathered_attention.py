@@ -104,7 +104,7 @@ class _GatheredAttention(torch.autograd.Function):
                 grad_weight = gathered @ upstream.T
                 score = weight * (grad_weight - (weight * grad_weight).sum(0))
                 torch.mm(score.T, gathered, out=grad_queries[b, s])
-                grad_rows[b].index_add_(0, patch, torch.cat((weight, score), 1) @ torch.cat((upstream, queries[b, s])))
+                grad_rows[b].index_add_(0, patch, (weight @ upstream).addmm_(score, queries[b, s]))
                 grad_score[pairs] = score
             grad_row_bias[b] = _untable(grad_score, sets.row, queries.shape[1], height)
             grad_column_bias[b] = _untable(grad_score, sets.column, queries.shape[1], width)

@@ -1,0 +1,214 @@
+"""How fast the network is, against its plain form and against peers; every figure is a ratio from one process.
+
+python scripts/benchmark.py decoder | training | attention-flops | prompts | volume
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from monai.networks.nets import DynUNet, SwinUNETR
+from torch import Tensor
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
+
+from boltzformer.networks.boltzformer import BoltzFormer
+from boltzformer.networks.boltzmann_attention import PatchFeatures
+from boltzformer.networks.decoder import BoltzFormerDecoder
+from boltzformer.networks.features import semantic_map_of
+from boltzformer.networks.image_encoder import ImageEncoder
+from boltzformer.networks.noise import fresh_noise
+from boltzformer.networks.sampling import AttentionRule
+from boltzformer.networks.text_encoder import ClipTextEncoder
+
+from scripts.measuring import Comparison, compare, multiply_adds, report
+from tests.networks.reference import reference_decode
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
+Repeats = Annotated[int, typer.Option(help="alternating pairs of runs; the median counts")]
+Output = Annotated[Path | None, typer.Option(help="JSON file for the figures")]
+
+GRIDS = ((32, 32), (64, 64), (128, 128))  # of a 1024 px slice
+MAP_SIZE = 256
+
+
+class DecoderCase:
+    """A decoder at the paper's sizes with random features, runnable in its fast and its plain form.
+
+    Args:
+        dim: d.
+        queries: m.
+        batch: slices.
+        rule: of the attention sets.
+        with_projection: start from the pixel decoder's finest level, so that the semantic map is part of the work.
+    """
+
+    def __init__(
+        self, dim: int, queries: int, batch: int = 1, rule: AttentionRule = "boltzmann", with_projection: bool = False
+    ) -> None:
+        torch.manual_seed(0)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.decoder = BoltzFormerDecoder(dim, queries, attention_set=rule).to(device)
+        self.features = [torch.randn(batch, dim, *grid, device=device) for grid in GRIDS]
+        self.finest = torch.randn(batch, dim, MAP_SIZE, MAP_SIZE, device=device)
+        self.text = torch.randn(batch, 8, dim, device=device)
+        patches = self.decoder.patches_per_layer(GRIDS)
+        self.noise = fresh_noise(1, 1, queries, patches, torch.device(device))
+        self.projection = torch.nn.Conv2d(dim, dim, 3, padding=1, device=device)
+        self.with_projection = with_projection
+
+    def fast(self) -> Tensor:
+        """Masks (B, m, 256, 256) by the network's own modules."""
+        projection = self.projection if self.with_projection else torch.nn.Identity()
+        folded = self.with_projection and self.finest.device.type == "cpu"
+        semantic_map = semantic_map_of(self.finest, projection, folded)
+        mu = self.decoder([PatchFeatures(v) for v in self.features], semantic_map, self.text, None, self.noise)
+        return semantic_map.mask_logits(mu)
+
+    def plain(self) -> Tensor:
+        """The same masks by the plain form."""
+        semantic_map = self.projection(self.finest) if self.with_projection else self.finest
+        return reference_decode(self.decoder, self.features, semantic_map, self.text, None, self.noise)
+
+    def step(self, run: Callable[[], Tensor]) -> Callable[[], None]:
+        """A training step, forward and backward to the weights and features."""
+        leaves = [*self.features, self.finest]
+        weight = torch.randn(self.finest.shape[0], self.decoder.num_queries, MAP_SIZE, MAP_SIZE)
+        weight = weight.to(self.finest.device)
+
+        def both_ways() -> None:
+            self.decoder.zero_grad(set_to_none=True)
+            for leaf in leaves:
+                leaf.requires_grad_()
+                leaf.grad = None
+            (run() * weight).sum().backward()
+
+        return both_ways
+
+
+def check_equal(ours: Tensor, peer: Tensor) -> None:
+    """Stop unless both are the same function: a fast wrong answer does not count."""
+    error = float((ours - peer).abs().max() / peer.abs().max())
+    if not error < 1e-4:
+        raise typer.Exit(f"ours differs from the plain form by {error:.1e} of the largest value")
+
+
+@app.command()
+@torch.no_grad()
+def decoder(repeats: Repeats = 7, output: Output = None) -> None:
+    """Forward pass of the decoder, and of decoder and semantic map, against the plain form."""
+    bars = [(512, 10, False, 4, 8), (256, 10, False, 5, 10), (512, 101, False, 2.5, 4), (512, 10, True, 3, 5)]
+    rows = []
+    for dim, queries, with_projection, must, aim in bars:
+        case = DecoderCase(dim, queries, with_projection=with_projection)
+        case.decoder.eval().requires_grad_(False)
+        check_equal(case.fast(), case.plain())
+        name = f"decoder{' + semantic map' if with_projection else ''} d={dim} m={queries}"
+        rows.append(compare(name, case.fast, case.plain, repeats, must, aim))
+    report("Decoder, forward", rows, "plain form", output)
+
+
+@app.command()
+def training(repeats: Repeats = 5, output: Output = None) -> None:
+    """Training step of the decoder (forward and backward) against the plain form."""
+    case = DecoderCase(256, 10, batch=4)
+    rows = [compare("training step d=256 m=10 batch 4", case.step(case.fast), case.step(case.plain), repeats, 3, 6)]
+    report("Decoder, training step", rows, "plain form", output)
+
+
+@app.command()
+@torch.no_grad()
+def attention_flops(repeats: Repeats = 5, output: Output = None) -> None:
+    """Multiply-adds of cross-attention alone, and time, against full attention and threshold masking."""
+    rows = []
+    for dim in (512, 256):
+        ours = DecoderCase(dim, 10)
+        for rule in ("full", "threshold"):
+            peer = DecoderCase(dim, 10, rule=rule)  # type: ignore[arg-type]
+            ours.decoder.eval().requires_grad_(False)
+            peer.decoder.eval().requires_grad_(False)
+            row = compare(f"d={dim} m=10 against {rule} attention", ours.fast, peer.plain, repeats)
+            row.ours_gmac = multiply_adds(ours.fast, "cross_attention") / 1e9
+            row.peer_gmac = multiply_adds(peer.plain, "attention") / 1e9 - _self_attention(peer)
+            rows.append(row)
+    report("Cross-attention (GMAC columns), decoder (time)", rows, "plain form", output)
+    for row in rows:
+        print(f"{row.name}: {row.peer_gmac / row.ours_gmac:.1f}x fewer multiply-adds (must 10x, aim 30x)")
+
+
+def _self_attention(case: DecoderCase) -> float:
+    """GMAC of attention modules that are not cross-attention, in the plain form."""
+    return sum(multiply_adds(case.plain, name) for name in ("self_attention", "prior_attention")) / 1e9
+
+
+def paper_network() -> BoltzFormer:
+    """The default configuration: Hiera-S at 1024 px, d=256, m=10, CLIP-like text encoder; random weights."""
+    torch.manual_seed(0)
+    network = BoltzFormer(ImageEncoder("sam2_hiera_small"), ClipTextEncoder()).eval().requires_grad_(False)
+    return network.cuda() if torch.cuda.is_available() else network
+
+
+ORGANS = ("liver", "right kidney", "spleen", "aorta", "pancreas", "tumor", "gallbladder", "hepatic vessel")
+PROMPTS = [f"{organ} in abdominal CT" for organ in ORGANS]
+
+
+@app.command()
+@torch.no_grad()
+def prompts(repeats: Repeats = 3, output: Output = None) -> None:
+    """Eight prompts on one slice, sharing the encoding, against eight separate calls."""
+    network = paper_network()
+    image = torch.rand(1, 1, 512, 512, device=next(network.parameters()).device)
+
+    def separate() -> Tensor:
+        masks = []
+        for prompt in PROMPTS:
+            network.text_encoder._cache.clear()  # a separate call starts without the other's embeddings
+            masks.append(network(image, [prompt]))
+        return torch.cat(masks, 1)
+
+    def shared() -> Tensor:
+        network.text_encoder._cache.clear()
+        return network.segment(image, PROMPTS)
+
+    check_equal(shared(), separate())
+    report("Whole network", [compare("8 prompts on one slice", shared, separate, repeats, 6, 9)], "8 calls", output)
+
+
+@app.command()
+@torch.no_grad()
+def volume(
+    slices: Annotated[int, typer.Option(help="slices of the volume")] = 64,
+    size: Annotated[int, typer.Option(help="height and width of a slice")] = 512,
+    repeats: Repeats = 1,
+    output: Output = None,
+) -> None:
+    """A whole volume with 4 prompts, against MONAI's SwinUNETR and DynUNet with 4 classes slice by slice."""
+    network = paper_network()
+    device = next(network.parameters()).device
+    image = torch.rand(slices, 1, size, size, device=device)
+    swin = SwinUNETR(in_channels=1, out_channels=5, feature_size=24, spatial_dims=2).to(device).eval()
+    unet = (
+        DynUNet(2, 1, 5, [3] * 6, [1, 2, 2, 2, 2, 2], [2] * 5, filters=[32, 64, 128, 256, 320, 320]).to(device).eval()
+    )
+    rows: list[Comparison] = []
+    for name, peer in (("SwinUNETR", swin), ("DynUNet", unet)):
+
+        def ours() -> None:
+            for one in image.split(1):
+                network.segment(one, PROMPTS[:4])
+
+        def theirs(peer: torch.nn.Module = peer) -> None:
+            for one in image.split(1):
+                peer(one)
+
+        rows.append(compare(f"{size}x{size}x{slices}, 4 prompts, against {name}", ours, theirs, repeats))
+    report("Whole volume, default configuration", rows, "peer", output)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,175 @@
+"""Fair measurements: alternating runs in one process, multiply-adds, peak memory, a table and JSON."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+
+Run = Callable[[], Any]
+
+
+@dataclass
+class Comparison:
+    """One measured line: ours against a peer.
+
+    Attributes:
+        name: what was run.
+        ours_s: median seconds of ours.
+        peer_s: median seconds of the peer.
+        faster: median over the pairs of (peer / ours).
+        ours_gmac: multiply-adds of ours, in units of 10^9; likewise ``peer_gmac``.
+        ours_mib: peak memory beyond inputs and weights, MiB; None where the system does not say; likewise ``peer_mib``.
+        must: factor that has to be reached, or None.
+        aim: factor that is hoped for, or None.
+    """
+
+    name: str
+    ours_s: float
+    peer_s: float
+    faster: float
+    ours_gmac: float
+    peer_gmac: float
+    ours_mib: float | None = None
+    peer_mib: float | None = None
+    must: float | None = None
+    aim: float | None = None
+
+
+def compare(
+    name: str, ours: Run, peer: Run, repeats: int, must: float | None = None, aim: float | None = None
+) -> Comparison:
+    """Run both in turn, ours first, after one warm-up each, and count their work and memory once."""
+    ours()
+    peer()
+    pairs = [(_seconds(ours), _seconds(peer)) for _ in range(repeats)]
+    return Comparison(
+        name,
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(b / a for a, b in pairs),
+        multiply_adds(ours) / 1e9,
+        multiply_adds(peer) / 1e9,
+        peak_mib(ours),
+        peak_mib(peer),
+        must,
+        aim,
+    )
+
+
+def multiply_adds(run: Run, below: str | None = None) -> float:
+    """Multiply-adds by PyTorch's counter (half its FLOPs), of everything or of the modules called ``below``."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # not in the counter's own table
+
+    def fused_flop(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sdpa_flop(query, key, value)
+
+    with FlopCounterMode(display=False, custom_mapping={fused: fused_flop}) as counter:
+        run()
+    if below is None:
+        return counter.get_total_flops() / 2
+    counts = counter.get_flop_counts()
+    named = [n for n in counts if n.split(".")[-1] == below]
+    return sum(sum(counts[n].values()) for n in named) / 2
+
+
+def peak_mib(run: Run) -> float | None:
+    """Highest memory use during a run beyond what was in use before it, in MiB; None where the system does not say."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that the C library holds would hide a peak
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the highest resident size so far
+        before = _resident_kib("VmRSS")
+        run()
+        return (_resident_kib("VmHWM") - before) / 1024
+    except OSError:
+        return None
+
+
+def report(title: str, rows: list[Comparison], peer: str, output: Path | None) -> None:
+    """Print a table and, if asked, write JSON with the machine, the versions and the date beside the figures."""
+    table = Table(
+        "what", "ours", peer, "faster", "must", "aim", "GMAC", f"GMAC {peer}", "peak MiB", f"MiB {peer}", title=title
+    )
+    for row in rows:
+        faster = f"{row.faster:.1f}x"
+        if row.must is not None:
+            faster = f"[{'green' if row.faster >= row.must else 'red'}]{faster}[/]"
+        bars = [_optional(row.must, "x"), _optional(row.aim, "x")]
+        work = [f"{row.ours_gmac:.1f}", f"{row.peer_gmac:.1f}", _optional(row.ours_mib), _optional(row.peer_mib)]
+        table.add_row(row.name, _time(row.ours_s), _time(row.peer_s), faster, *bars, *work)
+    console = Console(width=150)
+    console.print(table)
+    machine = describe_machine()
+    console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="dim")
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        document = {"title": title, "peer": peer, "machine": machine, "rows": [asdict(row) for row in rows]}
+        output.write_text(json.dumps(document, indent=4) + "\n")
+        console.print(f"Written to {output}")
+
+
+def describe_machine() -> dict[str, str]:
+    """Processor, threads, versions and date."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    return {
+        "device": device,
+        "threads": str(torch.get_num_threads()),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "date": date.today().isoformat(),
+    }
+
+
+def _seconds(run: Run) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _resident_kib(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1])
+    raise OSError(f"no {key} in /proc/self/status")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def _optional(value: float | None, unit: str = "") -> str:
+    return (
+        "-" if value is None else f"{value:.0f}{unit}" if value >= 10 or value == int(value) else f"{value:.1f}{unit}"
+    )
