@@ -80,7 +80,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             raise InputError(f"negative_share: expected a number in [0, 1), found {negative_share}.")
         if num_adjacent < 0 or min_area < 1 or seed < 0:
             raise InputError("num_adjacent and seed must be 0 or more, min_area 1 or more.")
-        self.data = list(data)
+        self.data = [_complete(case) for case in data]
         self.prompts = prompts or PromptBook()
         self.num_adjacent = int(num_adjacent)
         self.training = training
@@ -148,7 +148,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "text": wordings[0],
             "spacing": torch.tensor(volume.spacing[1:], dtype=torch.float32),
             "dataset": case["dataset"],
-            "case": Path(case["image"]).name.removesuffix(".gz").removesuffix(".nii"),
+            "case": case_name(case),
             "patient": case["patient"],
             "object": case["objects"][value],
             "slice": position,
@@ -158,7 +158,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
             item["text"] = wordings[int(rng.integers(len(wordings)))]
             if isinstance(self.transform, Randomizable):
                 self.transform.set_random_state(seed=int(rng.integers(2**32)))
-        return self.transform(item) if self.transform else item
+        # not `if self.transform`: the length of a Compose flattens it, which seeds its transforms anew
+        return item if self.transform is None else self.transform(item)
 
     def counts(self) -> dict[str, int]:
         """Count the positive examples of each object, over all cases."""
@@ -226,6 +227,22 @@ def _positives(volumes: Sequence[CachedVolume], min_area: int) -> np.ndarray:
         block = np.stack([np.full_like(positions, number), positions, values], axis=1)
         rows.append(block[np.lexsort((block[:, 2], block[:, 1]))])
     return np.concatenate(rows)
+
+
+def _complete(case: Mapping[str, Any]) -> dict[str, Any]:
+    if not case.get("objects"):
+        raise InputError(
+            f"{case.get('image', case)}: the case names no `objects`; read the datalist with `load_cases`, "
+            "or add "
+            "a map from label values to names."
+        )
+    defaults = {"dataset": "", "patient": case_name(case), "modality": "", "body_part": ""}
+    return {**defaults, **case, "objects": {int(value): name for value, name in case["objects"].items()}}
+
+
+def case_name(case: Mapping[str, Any]) -> str:
+    """Give the image's file name without its ending, as items and result files name a case."""
+    return Path(case["image"]).name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _wordings(case: Mapping[str, Any], prompts: PromptBook) -> dict[int, list[str]]:

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from boltzformer.data.samplers import CaseBatchSampler, EpochSampler
+from boltzformer.data.slice_dataset import SliceDataset
+from boltzformer.errors import InputError
+from torch.utils.data import DataLoader
+
+
+@pytest.fixture
+def data(make_case, tmp_path):
+    cases = []
+    for number, shape in enumerate([(12, 10, 6), (9, 14, 5), (8, 8, 9)]):
+        label = np.zeros(shape, np.uint8)
+        label[2:5, 3:6, 1:4] = 1
+        label[6, 6, 2:] = 2
+        cases.append(make_case(f"v{number}", label=label))
+    return SliceDataset(cases, tmp_path / "cache", negative_share=0.3, progress=False, num_workers=1)
+
+
+def test_epochs_differ_and_repeat(data):
+    sampler, again = EpochSampler(data, seed=1), EpochSampler(data, seed=1)
+    orders = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        again.set_epoch(epoch)
+        orders.append(list(sampler))
+        assert list(again) == orders[-1]
+        assert sorted(orders[-1]) == list(range(len(data)))
+    assert orders[0] != orders[1] != orders[2]
+    assert list(EpochSampler(data, shuffle=False)) == list(range(len(data)))
+
+
+def test_set_epoch_reaches_the_training_data(data):
+    data.training = True
+    EpochSampler(data).set_epoch(9)
+    assert int(data._epoch) == 9
+
+
+@pytest.mark.parametrize("num_samples", [None, 10, 11])
+def test_processes_share_an_epoch(data, num_samples):
+    samplers = [EpochSampler(data, num_samples, num_replicas=4, rank=rank) for rank in range(4)]
+    parts = [list(sampler) for sampler in samplers]
+    assert len({len(part) for part in parts}) == 1
+    assert [len(sampler) for sampler in samplers] == [len(part) for part in parts]
+    total = num_samples or len(data)
+    together = [index for part in parts for index in part]
+    assert len(set(together)) == total
+    assert len(together) - total < 4
+
+
+def test_evaluation_batches_hold_one_case_and_every_example_once(data):
+    sampler = CaseBatchSampler(data, 4)
+    loader = DataLoader(data, batch_sampler=sampler)
+    count = 0
+    for batch in loader:
+        assert len(set(batch["case"])) == 1
+        assert len(batch["text"]) <= 4
+        assert batch["slice"].tolist() == sorted(batch["slice"].tolist())
+        count += len(batch["text"])
+    assert count == len(data)
+    assert len(loader) == len(sampler)
+
+
+def test_evaluation_batches_are_shared_out_without_repeats(data):
+    parts = [list(CaseBatchSampler(data, 4, num_replicas=2, rank=rank)) for rank in range(2)]
+    together = sorted(index for part in parts for batch in part for index in batch)
+    assert together == list(range(len(data)))
+    assert abs(len(parts[0]) - len(parts[1])) <= 1
+
+
+def test_bad_arguments(data):
+    with pytest.raises(InputError, match="batch_size"):
+        CaseBatchSampler(data, 0)
+    with pytest.raises(InputError, match="rank"):
+        CaseBatchSampler(data, 1, num_replicas=2, rank=2)
+    with pytest.raises(InputError, match="shared out"):
+        EpochSampler(data, 2, num_replicas=3, rank=0)

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from boltzformer.data.augmentation import RandSliceAffined
+from boltzformer.data.cases import load_cases
+from boltzformer.data.prompts import PromptBook
+from boltzformer.data.slice_dataset import SliceDataset
+from boltzformer.data.slice_transforms import ResizeSliced
+from boltzformer.data.windows import IntensityWindow, apply_window, intensity_quantiles
+from boltzformer.errors import InputError
+from monai.transforms import Compose
+from torch.utils.data import DataLoader, default_collate
+
+QUIET = {"progress": False, "num_workers": 1}
+
+
+@pytest.fixture
+def dataset(make_case, tmp_path):
+    def build(cases=None, **arguments):
+        return SliceDataset(cases or [make_case()], tmp_path / "cache", **{**QUIET, **arguments})
+
+    return build
+
+
+def _same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key])
+        if isinstance(first[key], torch.Tensor)
+        else first[key] == second[key]
+        for key in first
+    )
+
+
+def test_an_item_is_the_slice_the_mask_and_the_prompt(dataset, make_case):
+    case = make_case()
+    data = dataset([case], window=[-500, 700])
+    image, label = (nib.as_closest_canonical(nib.load(case[key])) for key in ("image", "label"))
+    assert len(data) == 3  # the block in slices 2 and 3, the dot in slice 2
+    for index, (position, value, name) in enumerate([(2, 1, "block"), (2, 2, "dot"), (3, 1, "block")]):
+        item = data[index]
+        expected = np.clip((image.get_fdata()[:, :, position] + 500) / 1200, 0, 1)
+        np.testing.assert_allclose(item["image"][0], expected, atol=1e-6)
+        np.testing.assert_array_equal(item["label"][0], label.get_fdata()[:, :, position] == value)
+        assert item["image"].dtype == item["label"].dtype == torch.float32
+        assert item["label"].shape == (1, 12, 10)
+        assert item["spacing"].tolist() == [2, 2]
+        facts = {key: item[key] for key in ("text", "dataset", "case", "patient", "object", "slice")}
+        assert facts == {
+            "text": f"{name} in chest CT",
+            "dataset": "toy",
+            "case": "a",
+            "patient": "a",
+            "object": name,
+            "slice": position,
+        }
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_positives_are_every_slice_with_the_object(dataset, make_case, axis):
+    label = np.random.default_rng(3).choice(np.array([0, 1, 2], np.uint8), (12, 10, 6), p=[0.96, 0.03, 0.01])
+    data = dataset([make_case(label=label, affine=np.diag([2.0, 3.0, 4.0, 1.0]))], axis=axis, min_area=2)
+    expected = {
+        (position, value)
+        for position in range(label.shape[axis])
+        for value in (1, 2)
+        if np.count_nonzero(label.take(position, axis) == value) >= 2
+    }
+    assert {data.locate(index)[1:] for index in range(len(data))} == expected
+    np.testing.assert_allclose(data[0]["spacing"], np.delete([2.0, 3.0, 4.0], axis))
+    names = {1: "block", 2: "dot"}
+    present = {value for _, value in expected}
+    assert data.counts() == {names[v]: sum(value == v for _, value in expected) for v in present}
+
+
+def test_neighbouring_slices_are_channels_and_the_ends_repeat(dataset, make_case):
+    label = np.zeros((8, 8, 5), np.uint8)
+    label[4, 4] = 1
+    case = make_case(label=label, affine=np.eye(4))
+    volume = nib.load(case["image"]).get_fdata()
+    data = dataset([case], num_adjacent=2, window=[-1000, 1000])
+    for index in range(5):
+        positions = np.clip(np.arange(index - 2, index + 3), 0, 4)
+        expected = np.clip((np.moveaxis(volume[:, :, positions], -1, 0) + 1000) / 2000, 0, 1)
+        np.testing.assert_allclose(data[index]["image"], expected, atol=1e-6)
+        np.testing.assert_array_equal(data[index]["label"][0], label[:, :, index])
+
+
+def test_negatives_are_of_annotated_objects_only(dataset, make_case):
+    data = dataset(negative_share=0.5, training=True)
+    assert len(data) == 6
+    seen = set()
+    for epoch in range(40):
+        data.set_epoch(epoch)
+        for index in range(3, 6):
+            _, position, value = data.locate(index)
+            assert not data[index]["label"].any()
+            seen.add((position, value))
+    # block is in slices 2 and 3, dot in slice 2; ghost is nowhere, hence not annotated
+    assert seen == {(z, 1) for z in (0, 1, 4, 5)} | {(z, 2) for z in (0, 1, 3, 4, 5)}
+    told = dataset([make_case(annotated=[1, 2, 3])], negative_share=0.9, training=True)
+    assert {told.locate(index)[2] for index in range(3, len(told))} == {1, 2, 3}
+
+
+def test_evaluation_has_the_same_negatives_in_every_epoch(dataset):
+    data = dataset(negative_share=0.5)
+    assert len(data) == 6
+    first = [data.locate(index) for index in range(6)]
+    assert len(set(first)) == 6
+    data.set_epoch(7)
+    assert [data.locate(index) for index in range(6)] == first
+    assert len(dataset(negative_share=0.99)) == 3 + 9  # no more than there are
+
+
+def test_evaluation_takes_the_first_wording_and_training_all(dataset):
+    book = PromptBook(["the {object}", "a {object}", "{object} in {modality}"])
+    assert {dataset(prompts=book)[0]["text"] for _ in range(5)} == {"the block"}
+    data = dataset(prompts=book, training=True)
+    texts = set()
+    for epoch in range(30):
+        data.set_epoch(epoch)
+        texts.add(data[0]["text"])
+    assert texts == {"the block", "a block", "block in CT"}
+
+
+def test_draws_are_a_function_of_seed_epoch_and_index(dataset, make_case):
+    cases = [make_case("a"), make_case("b")]
+    arguments = {
+        "negative_share": 0.4,
+        "training": True,
+        "transform": Compose([RandSliceAffined()]),
+        "seed": 5,
+    }
+    one, two = (dataset(cases, **{**arguments, "transform": Compose([RandSliceAffined()])}) for _ in range(2))
+    for data in (one, two):
+        data.set_epoch(3)
+    order = np.random.default_rng(0).permutation(len(one)).tolist()
+    shuffled = {index: two[index] for index in order}
+    assert all(_same(one[index], shuffled[index]) for index in range(len(one)))
+    two.set_epoch(4)
+    assert any(not _same(one[index], two[index]) for index in range(len(one)))
+    other = dataset(cases, **{**arguments, "seed": 6})
+    other.set_epoch(3)
+    assert any(not _same(one[index], other[index]) for index in range(len(one)))
+
+
+def test_persistent_workers_see_the_epoch(dataset, make_case):
+    cases = [make_case(f"v{i}") for i in range(3)]
+    data = dataset(
+        cases, negative_share=0.5, training=True, prompts=PromptBook(["{object}", "a {object}", "b {object}"])
+    )
+    loader = DataLoader(data, batch_size=6, num_workers=1, persistent_workers=True)
+    for epoch in (1, 2):
+        data.set_epoch(epoch)
+        loaded = [
+            (text, int(z)) for batch in loader for text, z in zip(batch["text"], batch["slice"], strict=True)
+        ]
+        assert loaded == [(data[i]["text"], data[i]["slice"]) for i in range(len(data))]
+
+
+def test_items_collate_after_resizing(dataset, make_case):
+    label = np.zeros((20, 14, 3), np.uint8)
+    label[3, 3, 1] = 1
+    cases = [make_case("a"), make_case("b", label=label)]
+    data = dataset(cases, transform=ResizeSliced(16), num_adjacent=1, training=True)
+    batch = default_collate([data[index] for index in range(len(data))])
+    assert batch["image"].shape == (4, 3, 16, 16)
+    assert batch["label"].sum(dim=(1, 2, 3)).min() >= 1
+    assert isinstance(batch["text"], list)
+    torch.testing.assert_close(batch["spacing"][-1], torch.tensor([2 * 20 / 16, 2 * 14 / 16]))
+
+
+def test_windows_follow_the_case(dataset, make_case):
+    rng = np.random.default_rng(0)
+    image = np.where(rng.random((12, 10, 6)) < 0.3, 0, rng.integers(50, 900, (12, 10, 6))).astype(np.int16)
+    data = dataset([make_case(image=image, modality="MR"), make_case("ab", window=[-10, 30])])
+    limits = IntensityWindow("percentiles").limits(quantiles=intensity_quantiles(image))
+    assert data.limits[0] == limits
+    assert data.limits[1] == (-10, 30)
+    ras = np.asarray(nib.as_closest_canonical(nib.load(data.data[0]["image"])).dataobj)
+    np.testing.assert_array_equal(data[0]["image"][0], apply_window(ras[:, :, 2], *limits))
+
+
+def test_bad_arguments_name_the_cure(dataset, make_case, tmp_path):
+    with pytest.raises(InputError, match="negative_share"):
+        dataset(negative_share=1.0)
+    with pytest.raises(InputError, match="min_area"):
+        dataset(min_area=0)
+    with pytest.raises(InputError, match="No slice"):
+        dataset([make_case("empty", label=np.zeros((5, 5, 5), np.uint8))])
+    with pytest.raises(InputError, match="modality"):
+        dataset([make_case(modality="")])
+    with pytest.raises(InputError, match="stands for both 'block' and 'dot'"):
+        dataset(prompts=PromptBook(file=_prompt_file(tmp_path, {"*": "the object"})))
+    with pytest.raises(InputError, match="names no `objects`"):
+        dataset([{key: make_case()[key] for key in ("image", "label")}])
+    with pytest.raises(IndexError):
+        dataset()[3]
+
+
+def test_a_bare_case_gets_defaults(dataset, make_case):
+    case = {key: value for key, value in make_case().items() if key in ("image", "label")}
+    item = dataset([{**case, "objects": {"1": "block", "2": "dot"}}], window="lung")[0]
+    assert (item["text"], item["patient"], item["case"], item["dataset"]) == ("block", "a", "a", "")
+
+
+def _prompt_file(folder, content):
+    path = folder / "prompts.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_phantoms_end_to_end(phantom_dir, tmp_path):
+    data = SliceDataset(load_cases(phantom_dir), tmp_path / "c", negative_share=0.25, training=True, **QUIET)
+    assert set(data.counts()) == {"lung nodule", "aorta", "liver"}
+    assert data.num_negatives == round(len(data.examples) / 3)
+    shares = data.mean_shares()
+    assert shares["liver"] > shares["aorta"]
+    items = [data[index] for index in range(len(data))]
+    assert all(item["image"].min() >= 0 and item["image"].max() <= 1 for item in items)
+    assert [bool(item["label"].any()) for item in items] == [True] * len(data.examples) + [
+        False
+    ] * data.num_negatives
+
+
+def test_two_real_volumes(real_data_dir, tmp_path):
+    cases = load_cases(real_data_dir / "openkbp")[:2]
+    transform = Compose([ResizeSliced(128), RandSliceAffined()])
+    data = SliceDataset(
+        cases, tmp_path / "c", training=True, transform=transform, negative_share=0.2, **QUIET
+    )
+    absent = [
+        {name for v, name in case["objects"].items() if v not in volume.values}
+        for case, volume in zip(cases, data.volumes, strict=True)
+    ]
+    assert any(absent)  # the first two cases lack organs
+    batch = next(
+        iter(DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0)))
+    )
+    assert batch["image"].shape == (16, 1, 128, 128)
+    for index in range(len(data)):
+        number, _, value = data.locate(index)
+        assert cases[number]["objects"][value] not in absent[number]
+    assert any(
+        text == "spinal cord in head and neck CT" for text in (data[i]["text"] for i in range(len(data)))
+    )
