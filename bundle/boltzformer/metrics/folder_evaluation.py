@@ -119,7 +119,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         whole.merge(collected)
     return {
         "cases": evaluation.cases,
-        "patients": len({(row["dataset"], row["patient"]) for row in evaluation.volumes}),
+        "patients": len({(row["dataset"], row["patient"]) for row in evaluation.slices}),
         "axis": settings.axis,
         "absent_is_negative": settings.absent_is_negative,
         "slices": summarise_slices(evaluation.slices, missed_below=settings.missed_below),

@@ -84,26 +84,37 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
-def paired_rows(first: Iterable[Row], second: Iterable[Row], value: str = "dice") -> list[dict[str, Any]]:
-    """Join two models' rows on (dataset, case, object, slice, text); only rows where both have ``value``.
+def paired_rows(
+    first: Iterable[Row],
+    second: Iterable[Row],
+    value: str = "dice",
+    keys: Sequence[str] = ROW_KEY,
+    label_size: str = "area_percent",
+) -> list[dict[str, Any]]:
+    """Join two models' rows on ``keys``; only rows where both have ``value``.
+
+    Args:
+        first, second: rows of the two models, as computed or as read from a CSV.
+        value: the column to compare.
+        keys: what names a row.
+        label_size: column that follows from the label alone, and so must agree.
 
     Returns:
-        The first model's rows with ``first``, ``second`` and ``difference`` (second - first) added.
+        The second model's rows with ``first``, ``second`` and ``difference`` (second - first) added.
 
     Raises:
         InputError: where the two share no row, or judge one row against different labels.
     """
-    others = {tuple(str(row[k]) for k in ROW_KEY): row for row in second}
+    others = {tuple(str(row[k]) for k in keys): row for row in first}
     joined = []
-    for row in first:
-        other = others.get(tuple(str(row[k]) for k in ROW_KEY))
+    for row in second:
+        other = others.get(tuple(str(row[k]) for k in keys))
         if other is None or _missing(row.get(value)) or _missing(other.get(value)):
             continue
-        same = math.isclose(float(row["area_percent"]), float(other["area_percent"]), rel_tol=1e-6)
-        if not same:
-            where = ", ".join(str(row[k]) for k in ROW_KEY)
-            raise InputError(f"the two results judge ({where}) against different labels: areas differ")
-        a, b = float(row[value]), float(other[value])
+        if not math.isclose(float(row[label_size]), float(other[label_size]), rel_tol=1e-6):
+            where = ", ".join(str(row[k]) for k in keys)
+            raise InputError(f"the two results judge ({where}) against different labels: {label_size} differs")
+        a, b = float(other[value]), float(row[value])
         joined.append({**row, "first": a, "second": b, "difference": b - a})
     if not joined:
         raise InputError("the two results have no scored row in common: compare runs on the same cases and prompts")
@@ -132,7 +143,7 @@ def compare(
     """
 
     def line(rows: Sequence[Row]) -> dict[str, Any]:
-        return _compare_line(rows, confidence, resamples, seed)
+        return compare_line(rows, confidence, resamples, seed)
 
     objects: dict[str, list[Row]] = {}
     for row in joined:
@@ -159,10 +170,13 @@ def difference_shares(table: Mapping[str, Row], overall: Row) -> list[float | No
     total = overall["n"] * overall["difference"]
     if abs(total) < 1e-12:
         return [None] * len(table)
-    return [entry["n"] * entry["difference"] / total if entry["n"] else 0.0 for entry in table.values()]
+    return [entry["n"] * entry["difference"] / total + 0.0 if entry["n"] else 0.0 for entry in table.values()]
 
 
-def _compare_line(rows: Sequence[Row], confidence: float, resamples: int, seed: int) -> dict[str, Any]:
+def compare_line(
+    rows: Sequence[Row], confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """One line of a comparison: means, their difference with its interval, and the test over patients."""
     if not rows:
         empty = ("first", "second", "difference", "low", "high", "p")
         return {"n": 0, "patients": 0, **dict.fromkeys(empty)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -36,12 +38,12 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: str | Path, data: Any) -> Path:
-    """Write ``data`` as JSON, in one move, so that no half-written file is ever read.
+    """Write ``data`` as JSON; NaN and infinity become null.
 
     Raises:
         InputError: where the file cannot be written.
     """
-    return _write(Path(path), json.dumps(plain(data), indent=4, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(plain(data), indent=4, allow_nan=False) + "\n")
 
 
 def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
@@ -52,21 +54,13 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
     """
     rows = list(rows)
     names = list(columns) if columns is not None else list(rows[0]) if rows else []
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(names)
-            for row in rows:
-                cells = (plain(row.get(name)) for name in names)
-                writer.writerow(["" if cell is None else cell for cell in cells])
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        cells = (plain(row.get(name)) for name in names)
+        writer.writerow(["" if cell is None else cell for cell in cells])
+    return write_text(path, buffer.getvalue())
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
@@ -87,14 +81,21 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     return rows
 
 
-def _write(path: Path, text: str) -> Path:
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file in one move, so that no half-written file is ever read.
+
+    Raises:
+        InputError: where the file cannot be written.
+    """
+    path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", newline="")
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     return path
 
@@ -107,6 +108,18 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """A share as a percentage; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value to four places; a dash where there is none."""
+    return "-" if value is None else f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
+
+
+def short_names(names: Iterable[str]) -> dict[str, str]:
+    """``"<dataset> / <object>"`` to the object alone, where no two datasets share an object."""
+    listed = list(names)
+    last = [name.split(" / ")[-1] for name in listed]
+    return dict(zip(listed, last if len(set(last)) == len(last) else listed, strict=True))
 
 
 def dice_table(title: str, first_column: str, entries: Mapping[str, Mapping[str, Any]]) -> Table:

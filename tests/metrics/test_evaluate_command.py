@@ -1,0 +1,95 @@
+"""The command line of scripts/evaluate_predictions.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate_predictions.py"
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evaluate_predictions", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(*arguments) -> Result:
+    """In this process: starting a new one takes seconds. One test below starts the real command."""
+    app = typer.Typer()
+    app.command()(load_script().main)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def dataset(labels_dir) -> Path:
+    items = [{"image": f"images/{p.name}", "label": f"labels/{p.name}"} for p in sorted(labels_dir.glob("*"))]
+    labels = {"0": "background", "1": "liver lesion", "2": "left kidney"}
+    content = {"name": "set", "labels": labels, "training": items[:1], "validation": items}
+    (labels_dir.parent / "dataset.json").write_text(json.dumps(content))
+    return labels_dir.parent
+
+
+def test_decathlon_folder_and_comparison(dataset, exact_predictions, tmp_path):
+    done = run(exact_predictions, dataset, "--output-dir", tmp_path / "one")
+    assert done.exit_code == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
+        *("lesions.csv", "report.html", "slices.csv", "summary.json", "volumes.csv"),
+    ]
+    done = run(exact_predictions, dataset, "--output-dir", tmp_path / "two", "--compare-to", tmp_path / "one")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads((tmp_path / "two" / "comparison.json").read_text())["overall"]["difference"] == 0
+
+
+def test_failures_are_listed_last_and_the_code_is_1(dataset, exact_predictions, tmp_path):
+    (dataset / "labels" / "case_0.nii.gz").unlink()
+    (exact_predictions / "case_1.nii.gz").write_bytes(b"no volume")
+    done = run(exact_predictions, dataset, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    assert "case_0.nii.gz" in done.stderr
+    assert "case_1.nii.gz" in done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["volumes"]["overall"]["n"] == 2  # case_2's two objects
+    assert len(summary["failures"]) == 3
+    assert "3 could not be scored" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_the_command_itself(dataset, exact_predictions, tmp_path):
+    (dataset / "labels" / "case_0.nii.gz").write_bytes(b"")
+    command = [sys.executable, str(SCRIPT), str(exact_predictions), str(dataset), "--output-dir", str(tmp_path / "o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "case_0.nii.gz" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "report.html" in done.stdout
+
+
+def test_plain_folder_needs_names(labels_dir, exact_predictions, tmp_path):
+    done = run(exact_predictions, labels_dir, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "--objects" in done.stderr
+    names = tmp_path / "objects.json"
+    names.write_text(json.dumps({"1": "liver lesion", "2": "left kidney"}))
+    done = run(exact_predictions, labels_dir, "--output-dir", tmp_path / "out", "--objects", names)
+    assert done.exit_code == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [(["--min-iou", "0.9"], "min_iou"), (["--connectivity", "7"], "connectivity"), (["--tolerance-mm", "-1"], "mm")],
+)
+def test_bad_settings_are_one_line(dataset, exact_predictions, tmp_path, extra, message):
+    done = run(exact_predictions, dataset, "--output-dir", tmp_path / "out", *extra)
+    assert done.exit_code == 2
+    assert message in done.stderr
+    assert isinstance(done.exception, SystemExit)
