@@ -87,7 +87,7 @@ def test_intensities_are_stored_exactly(make_case, tmp_path, image, stored):
     label[2, 2, 2] = 300
     case = make_case(image=image, label=label, affine=np.eye(4), objects={300: "far"})
     (volume,) = build_cache([case], tmp_path / "cache", progress=False)
-    assert (volume.image_dtype, volume.label_dtype) == (stored, "int32")
+    assert (volume.image_dtype, volume.label_dtype) == (stored, "uint16")
     np.testing.assert_array_equal(np.moveaxis(volume.image(0, 4), 0, -1), image.astype(np.float32))
     assert volume.label(2)[2, 2] == 300
 

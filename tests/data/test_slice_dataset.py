@@ -13,6 +13,7 @@ from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.data.slice_transforms import ResizeSliced
 from boltzformer.data.windows import IntensityWindow, apply_window, intensity_quantiles
 from boltzformer.errors import InputError
+from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from torch.utils.data import DataLoader, default_collate
 
@@ -248,3 +249,53 @@ def test_two_real_volumes(real_data_dir, tmp_path):
     assert any(
         text == "spinal cord in head and neck CT" for text in (data[i]["text"] for i in range(len(data)))
     )
+
+
+def test_everything_is_declared_in_json(phantom_dir, tmp_path):
+    room = "boltzformer.data"
+    parser = ConfigParser(
+        {
+            "cases": {
+                "_target_": f"{room}.cases.load_cases",
+                "dataset": str(phantom_dir),
+                "section": "training",
+            },
+            "augmentation": {
+                "_target_": "Compose",
+                "transforms": [
+                    {"_target_": f"{room}.slice_transforms.ResizeSliced", "spatial_size": 48},
+                    {"_target_": f"{room}.augmentation.RandSliceAffined", "prob": 1.0},
+                ],
+            },
+            "dataset": {
+                "_target_": f"{room}.slice_dataset.SliceDataset",
+                "data": "@cases",
+                "cache_dir": str(tmp_path / "cache"),
+                "window": [-160, 240],
+                "negative_share": 0.2,
+                "prompts": {"_target_": f"{room}.prompts.PromptBook", "file": None},
+                "training": True,
+                "transform": "@augmentation",
+                "seed": 1,
+            },
+            "loader": {
+                "_target_": "DataLoader",
+                "dataset": "@dataset",
+                "batch_size": 4,
+                "sampler": {
+                    "_target_": f"{room}.samplers.EpochSampler",
+                    "dataset": "@dataset",
+                    "num_samples": 8,
+                },
+            },
+        }
+    )
+    loader = parser.get_parsed_content("loader")
+    batches = list(loader)
+    assert [batch["image"].shape for batch in batches] == [(4, 1, 48, 48)] * 2
+    loader.sampler.set_epoch(1)
+    assert [batch["text"] for batch in loader] != [batch["text"] for batch in batches]
+    loader.sampler.set_epoch(0)
+    for batch, again in zip(batches, loader, strict=True):
+        assert torch.equal(batch["image"], again["image"])
+        assert batch["text"] == again["text"]

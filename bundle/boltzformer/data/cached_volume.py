@@ -31,7 +31,7 @@ class CachedVolume:
         areas: (len(values), slices) int32, pixels of each value in each slice.
         quantiles: of the foreground, see `boltzformer.data.windows.intensity_quantiles`.
         image_dtype: "int16" where the intensities are integers of that range, else "float32".
-        label_dtype: "uint8" or "int32".
+        label_dtype: "uint8" or "uint16".
         offsets: bytes before the first voxel of `image.npy` and of `label.npy`.
     """
 
@@ -58,7 +58,7 @@ class CachedVolume:
         return self._read("image.npy", self.image_dtype, self.offsets[0], first, last)
 
     def label(self, index: int) -> np.ndarray:
-        """Read one slice of the label map: (H, W), uint8 or int32.
+        """Read one slice of the label map: (H, W), uint8 or uint16.
 
         Raises:
             InputError: the cache file was removed or cut.
@@ -96,8 +96,8 @@ def save_cached_volume(
 
     Args:
         folder: an existing, empty folder.
-        image: (slices, H, W) int16 or float32.
-        label: (slices, H, W) uint8 or int32.
+        image: (slices, H, W) int16 or float32, C-contiguous.
+        label: (slices, H, W) uint8 or uint16, C-contiguous.
         spacing: mm along the same axes.
         affine: (4, 4) of the RAS volume.
         quantiles: of the image's foreground.
@@ -106,13 +106,11 @@ def save_cached_volume(
     Raises:
         OSError: the disk is full, or the folder may not be written.
     """
-    values = [int(value) for value in np.unique(label) if value]
-    areas = np.stack(
-        [(label == value).sum(axis=(1, 2), dtype=np.int32) for value in values] or [np.zeros(0, np.int32)]
-    )
-    np.save(folder / "image.npy", np.ascontiguousarray(image))
-    np.save(folder / "label.npy", np.ascontiguousarray(label))
-    np.save(folder / "areas.npy", areas.reshape(len(values), len(image)))
+    counts = np.stack([np.bincount(one.reshape(-1), minlength=int(label.max()) + 1) for one in label])
+    values = [int(value) for value in np.flatnonzero(counts.any(axis=0)) if value]
+    np.save(folder / "image.npy", image)
+    np.save(folder / "label.npy", label)
+    np.save(folder / "areas.npy", counts[:, values].T.astype(np.int32))
     index = {
         "source": source,
         "axes": "slices, H, W of the volume in RAS orientation",

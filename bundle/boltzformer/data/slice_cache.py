@@ -94,7 +94,7 @@ def load_slices(case: Mapping[str, Any], axis: int = 2) -> tuple[np.ndarray, np.
 
     Returns:
         image (slices, H, W), int16 where that is exact and float32 otherwise; label (slices, H, W), uint8
-        where its values fit and int32 otherwise; the (4, 4) affine of the RAS volume.
+        where its values fit and uint16 otherwise; the (4, 4) affine of the RAS volume.
 
     Raises:
         InputError: see `build_cache`.
@@ -106,7 +106,7 @@ def load_slices(case: Mapping[str, Any], axis: int = 2) -> tuple[np.ndarray, np.
     orientation = nib.io_orientation(header.affine)
     affine = header.affine @ nib.orientations.inv_ornt_aff(orientation, header.shape)
     stacks = [
-        np.moveaxis(nib.apply_orientation(array, orientation), axis, 0)
+        np.ascontiguousarray(np.moveaxis(nib.apply_orientation(array, orientation), axis, 0))
         for array in (_compact_image(image), _compact_label(label, case["label"]))
     ]
     return stacks[0], stacks[1], affine
@@ -226,10 +226,11 @@ def _compact_label(label: np.ndarray, path: str) -> np.ndarray:
     if label.dtype == np.uint8:
         return label
     low, high = label.min(), label.max()
-    whole = label.astype(np.int32 if high > 255 else np.uint8) if low >= 0 and high < 2**31 else None
+    whole = label.astype(np.uint8 if high < 256 else np.uint16) if low >= 0 and high < 65536 else None
     if whole is None or (label.dtype.kind == "f" and not np.array_equal(whole, label)):
         raise InputError(
-            f"{path}: a label map must hold whole numbers from 0 up, found values from {low:g} to {high:g}; "
+            f"{path}: a label map must hold whole numbers in 0 ... 65535, found values from {low:g} to "
+            f"{high:g}; "
             "save it as integers (a resampled label needs nearest neighbour)."
         )
     return whole

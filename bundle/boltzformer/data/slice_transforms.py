@@ -80,7 +80,9 @@ def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return mask
     # the mean over a larger pixel's box is the share covered; the low-pass filter would blur small objects
     shrunk = (min(size[0], mask.shape[-2]), min(size[1], mask.shape[-1]))
-    coverage = functional.adaptive_avg_pool2d(mask[None], shrunk)
+    coverage = mask[None]
+    if shrunk != tuple(mask.shape[-2:]):
+        coverage = functional.adaptive_avg_pool2d(coverage, shrunk)
     if shrunk != size:
         coverage = functional.interpolate(coverage, size, mode="bilinear", align_corners=False)
     return harden_mask(coverage[0])
