@@ -60,9 +60,7 @@ def test_patient_pattern_groups_volumes(write_datalist, tmp_path):
 
 def test_bare_list_with_prompts_names_the_object_after_the_first(write_datalist, tmp_path):
     item = _item("x", prompts=["left kidney in abdominal MRI", "left kidney"], modality="MRI")
-    path = write_datalist(
-        [item, _item("y", labels={"cyst": 4}, prompts={"cyst": "renal cyst"})], "my_list.json"
-    )
+    path = write_datalist([item, _item("y", labels={"cyst": 4}, prompts={"cyst": "renal cyst"})], "my_list.json")
     first, second = load_cases(path, validation_share=0)
     assert first["objects"] == {1: "left kidney in abdominal MRI"}
     assert first["prompts"] == {1: ["left kidney in abdominal MRI", "left kidney"]}
@@ -145,9 +143,7 @@ def test_wrong_paths_and_arguments(tmp_path):
 
 
 def test_guesses_from_names():
-    assert [
-        body_part_of(name) for name in ("Task06_Lung", "AMOS abdomen", "Task08_HepaticVessel", "thing")
-    ] == [
+    assert [body_part_of(name) for name in ("Task06_Lung", "AMOS abdomen", "Task08_HepaticVessel", "thing")] == [
         "lung",
         "abdominal",
         "liver",

@@ -27,9 +27,7 @@ def test_sizes_span_the_stated_range_at_the_default_size():
     everything = np.concatenate(list(shares.values()))
     assert everything.min() <= 0.00007
     assert 0.042 <= everything.max() <= 0.0501
-    assert (
-        0.003 <= shares[1].max() <= 0.007
-    )  # the largest nodule: a disc of 4 % of the width as radius is 0.5 %
+    assert 0.003 <= shares[1].max() <= 0.007  # the largest nodule: a disc of 4 % of the width as radius is 0.5 %
     assert shares[2].min() > 0.0005
     # every bucket of the evaluation has examples
     assert np.histogram(everything, [0, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2, 5e-2])[0].min() > 0

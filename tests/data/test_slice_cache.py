@@ -47,9 +47,7 @@ def test_a_point_in_the_world_lands_where_it_should(make_case, tmp_path, affine,
 
     stack = np.stack([volume.label(i) for i in range(volume.shape[0])])
     position, row, column = np.argwhere(stack)[0]
-    ras = np.insert(
-        [row, column], axis, position
-    )  # slice axis back to its place among right, anterior, superior
+    ras = np.insert([row, column], axis, position)  # slice axis back to its place among right, anterior, superior
     world = nib.affines.apply_affine(affine, voxel)
     np.testing.assert_allclose(nib.affines.apply_affine(volume.affine, ras), world, atol=1e-4)
     assert volume.image(position, position + 1)[0, row, column] == image[voxel]

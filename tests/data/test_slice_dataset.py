@@ -30,9 +30,7 @@ def dataset(make_case, tmp_path):
 
 def _same(first: dict, second: dict) -> bool:
     return first.keys() == second.keys() and all(
-        torch.equal(first[key], second[key])
-        if isinstance(first[key], torch.Tensor)
-        else first[key] == second[key]
+        torch.equal(first[key], second[key]) if isinstance(first[key], torch.Tensor) else first[key] == second[key]
         for key in first
     )
 
@@ -157,9 +155,7 @@ def test_persistent_workers_see_the_epoch(dataset, make_case):
     loader = DataLoader(data, batch_size=6, num_workers=1, persistent_workers=True)
     for epoch in (1, 2):
         data.set_epoch(epoch)
-        loaded = [
-            (text, int(z)) for batch in loader for text, z in zip(batch["text"], batch["slice"], strict=True)
-        ]
+        loaded = [(text, int(z)) for batch in loader for text, z in zip(batch["text"], batch["slice"], strict=True)]
         assert loaded == [(data[i]["text"], data[i]["slice"]) for i in range(len(data))]
 
 
@@ -223,32 +219,24 @@ def test_phantoms_end_to_end(phantom_dir, tmp_path):
     assert shares["liver"] > shares["aorta"]
     items = [data[index] for index in range(len(data))]
     assert all(item["image"].min() >= 0 and item["image"].max() <= 1 for item in items)
-    assert [bool(item["label"].any()) for item in items] == [True] * len(data.examples) + [
-        False
-    ] * data.num_negatives
+    assert [bool(item["label"].any()) for item in items] == [True] * len(data.examples) + [False] * data.num_negatives
 
 
 def test_two_real_volumes(real_data_dir, tmp_path):
     cases = load_cases(real_data_dir / "openkbp")[:2]
     transform = Compose([ResizeSliced(128), RandSliceAffined()])
-    data = SliceDataset(
-        cases, tmp_path / "c", training=True, transform=transform, negative_share=0.2, **QUIET
-    )
+    data = SliceDataset(cases, tmp_path / "c", training=True, transform=transform, negative_share=0.2, **QUIET)
     absent = [
         {name for v, name in case["objects"].items() if v not in volume.values}
         for case, volume in zip(cases, data.volumes, strict=True)
     ]
     assert any(absent)  # the first two cases lack organs
-    batch = next(
-        iter(DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0)))
-    )
+    batch = next(iter(DataLoader(data, batch_size=16, shuffle=True, generator=torch.Generator().manual_seed(0))))
     assert batch["image"].shape == (16, 1, 128, 128)
     for index in range(len(data)):
         number, _, value = data.locate(index)
         assert cases[number]["objects"][value] not in absent[number]
-    assert any(
-        text == "spinal cord in head and neck CT" for text in (data[i]["text"] for i in range(len(data)))
-    )
+    assert any(text == "spinal cord in head and neck CT" for text in (data[i]["text"] for i in range(len(data))))
 
 
 def test_everything_is_declared_in_json(phantom_dir, tmp_path):

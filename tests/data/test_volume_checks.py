@@ -34,9 +34,7 @@ def test_slope_and_intercept_are_applied(tmp_path):
     image = nib.Nifti1Image(ARRAY + 1024, np.eye(4))
     image.header.set_slope_inter(2, -1024)
     nib.save(image, tmp_path / "a.nii")
-    with open(
-        tmp_path / "a.nii", "r+b"
-    ) as file:  # nibabel rescales on saving; set the scale in the header alone
+    with open(tmp_path / "a.nii", "r+b") as file:  # nibabel rescales on saving; set the scale in the header alone
         file.seek(112)
         file.write(np.array([2, -1024], "<f4").tobytes())
     array, _ = read_volume(tmp_path / "a.nii")

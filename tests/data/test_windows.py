@@ -104,9 +104,7 @@ def test_bad_percentiles_and_auto_without_modality():
 
 
 def test_dictionary_transform_uses_the_items_own_modality():
-    windowed = IntensityWindowd("image", "auto")(
-        {"image": CT, "modality": "CT", "body_part": "liver", "other": 1}
-    )
+    windowed = IntensityWindowd("image", "auto")({"image": CT, "modality": "CT", "body_part": "liver", "other": 1})
     np.testing.assert_allclose(windowed["image"], _plain(CT, *CT_WINDOWS["liver"]), atol=1e-6)
     assert windowed["other"] == 1
     fixed = IntensityWindowd("image", "auto", modality="MR")({"image": CT, "modality": "CT"})["image"]

@@ -77,9 +77,7 @@ class CachedVolume:
                 f"{self.folder / name}: cannot be read ({error}); delete the folder to rebuild it."
             ) from error
         if array.size != (last - first) * pixels:
-            raise InputError(
-                f"{self.folder / name}: is cut short; delete the folder and start again to rebuild it."
-            )
+            raise InputError(f"{self.folder / name}: is cut short; delete the folder and start again to rebuild it.")
         return array.reshape(last - first, self.shape[1], self.shape[2])
 
 

@@ -59,9 +59,7 @@ def load_cases(
     if not isinstance(dataset, (str, Path)):
         if not dataset:
             raise InputError("dataset: the list of datasets is empty.")
-        return [
-            c for one in dataset for c in load_cases(one, section, validation_share, seed, patient_pattern)
-        ]
+        return [c for one in dataset for c in load_cases(one, section, validation_share, seed, patient_pattern)]
     path = Path(dataset)
     path = path / "dataset.json" if path.is_dir() else path
     content = _read_json(path)

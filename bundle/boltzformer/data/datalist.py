@@ -123,15 +123,11 @@ def _objects(item: Mapping[str, Any], content: Mapping[str, Any], where: str) ->
     for key, entry in labels.items():
         value, name = (entry, key) if isinstance(entry, int) and not isinstance(entry, bool) else (key, entry)
         if not re.fullmatch(r"\d+", str(value).strip()) or not isinstance(name, str):
-            raise InputError(
-                f"{where}: `labels` maps {key!r} to {entry!r}; expected a label value and a name."
-            )
+            raise InputError(f"{where}: `labels` maps {key!r} to {entry!r}; expected a label value and a name.")
         if int(value):
             objects[int(value)] = " ".join(check_prompt(name, where).replace("_", " ").split())
     if len({name.lower() for name in objects.values()}) < len(objects):
-        raise InputError(
-            f"{where}: two labels have the same name, so no prompt can tell them apart; rename one."
-        )
+        raise InputError(f"{where}: two labels have the same name, so no prompt can tell them apart; rename one.")
     if not objects:
         raise InputError(f"{where}: `labels` names nothing but background (0).")
     return objects
@@ -161,9 +157,7 @@ def _prompts(prompts: Any, objects: Mapping[int, str], where: str) -> dict[int, 
     listed: dict[int, list[str]] = {}
     for key, wordings in prompts.items():
         if not isinstance(wordings, (str, list)):
-            raise InputError(
-                f"{where}: the prompts of {key!r} must be text or a list of texts, found {wordings!r}."
-            )
+            raise InputError(f"{where}: the prompts of {key!r} must be text or a list of texts, found {wordings!r}.")
         wordings = [wordings] if isinstance(wordings, str) else wordings
         listed[_value_of(key, objects, where)] = [check_prompt(wording, where) for wording in wordings]
     return listed

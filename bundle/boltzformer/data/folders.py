@@ -78,11 +78,7 @@ def _explained(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise InputError(
-                f"{target}: the disk is full; free some space or choose another folder."
-            ) from error
+            raise InputError(f"{target}: the disk is full; free some space or choose another folder.") from error
         if error.errno in _REFUSED:
-            raise InputError(
-                f"{target}: cannot be written ({error.strerror}); choose another folder."
-            ) from error
+            raise InputError(f"{target}: cannot be written ({error.strerror}); choose another folder.") from error
         raise

@@ -96,14 +96,8 @@ def _existing_parameters(out_dir: Path) -> dict[str, Any] | None:
         content = json.loads((out_dir / "dataset.json").read_text(encoding="utf-8"))
         parameters = dict(content["phantom"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{out_dir}: exists and holds no phantoms; choose another folder for them."
-        ) from None
-    files = [
-        out_dir / item[key]
-        for item in content["training"] + content["validation"]
-        for key in ("image", "label")
-    ]
+        raise InputError(f"{out_dir}: exists and holds no phantoms; choose another folder for them.") from None
+    files = [out_dir / item[key] for item in content["training"] + content["validation"] for key in ("image", "label")]
     return parameters if all(file.is_file() for file in files) else {}
 
 

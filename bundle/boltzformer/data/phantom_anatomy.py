@@ -53,9 +53,7 @@ def check_size(size: Sequence[int]) -> tuple[int, int, int]:
     """Check the size of a phantom (see `make_phantom`)."""
     shape = tuple(int(n) for n in size)
     if len(shape) != 3 or min(shape[:2]) < 32 or shape[2] < 8:
-        raise InputError(
-            f"phantoms: size must be three numbers of at least 32, 32 and 8, found {list(size)}."
-        )
+        raise InputError(f"phantoms: size must be three numbers of at least 32, 32 and 8, found {list(size)}.")
     return shape[0], shape[1], shape[2]
 
 
@@ -67,8 +65,7 @@ class Painter:
         in_plane = _FIELD_OF_VIEW / max(shape[:2]) * rng.uniform(0.92, 1.08)
         self.spacing = np.round([in_plane, in_plane, _HEIGHT / shape[2] * rng.uniform(0.92, 1.08)], 4)
         self.grid = [
-            ((np.arange(n) - (n - 1) / 2) * s).astype(np.float32)
-            for n, s in zip(shape, self.spacing, strict=True)
+            ((np.arange(n) - (n - 1) / 2) * s).astype(np.float32) for n, s in zip(shape, self.spacing, strict=True)
         ]
         # lengths of the anatomy scale with the field of view, so that shares of the slice do not depend on
         # the size
@@ -77,9 +74,7 @@ class Painter:
         self.image = np.full(shape, -1000.0, dtype=np.float32)
         self.label = np.zeros(shape, dtype=np.uint8)
 
-    def paint(
-        self, distance: np.ndarray, value: float, where: tuple[slice, ...] = (), label: int = 0
-    ) -> None:
+    def paint(self, distance: np.ndarray, value: float, where: tuple[slice, ...] = (), label: int = 0) -> None:
         """Blend a value in where a signed distance in mm is negative, over an edge one pixel wide."""
         share = np.clip(0.5 - distance / np.float32(self.spacing[0]), 0.0, 1.0)
         part = self.image[where]
@@ -97,9 +92,7 @@ class Painter:
         w, far = self.width, 100 * self.height
         fit = self.rng.uniform(0.94, 1.0)
         for scale, value in ((1.0, -100.0), (self.rng.uniform(0.88, 0.94), 45.0)):
-            self.paint(
-                self.ellipsoid((0, 0, 0), (0.46 * w * fit * scale, 0.37 * w * fit * scale, far)), value
-            )
+            self.paint(self.ellipsoid((0, 0, 0), (0.46 * w * fit * scale, 0.37 * w * fit * scale, far)), value)
         for radius, value in ((0.05 * w, 450.0), (0.035 * w, 220.0)):
             self.paint(self.ellipsoid((0, -0.25 * w, 0), (radius, radius, far)), value)
 
@@ -180,9 +173,7 @@ class Painter:
 
     def finish(self) -> np.ndarray:
         """Add texture and noise and round to int16 HU."""
-        coarse = ndimage.zoom(
-            self.rng.normal(0, 6, (8, 8, 4)), np.array(self.image.shape) / (8, 8, 4), order=1
-        )
+        coarse = ndimage.zoom(self.rng.normal(0, 6, (8, 8, 4)), np.array(self.image.shape) / (8, 8, 4), order=1)
         noise = self.rng.standard_normal(self.image.shape, dtype=np.float32)
         noise = ndimage.gaussian_filter(noise, (0.6, 0.6, 0))
         image = self.image + coarse + noise * np.float32(18 / noise.std())

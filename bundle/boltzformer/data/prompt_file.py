@@ -88,9 +88,7 @@ def make_prompts(rows: list[tuple[Any, Any]], source: str = "prompts") -> list[P
         elif isinstance(name, str) and _NAME.fullmatch(name.strip()):
             names.append(name.strip())
         else:
-            raise InputError(
-                f"{where}: the name {name!r} cannot be part of a file name; use letters, digits, _ . -"
-            )
+            raise InputError(f"{where}: the name {name!r} cannot be part of a file name; use letters, digits, _ . -")
     for listed, what in ((texts, "prompt"), ([name for name in names if name], "name")):
         seen: set[str] = set()
         for entry in listed:
@@ -131,9 +129,7 @@ def _json_rows(text: str, path: Path) -> list[tuple[Any, Any]]:
     for number, entry in enumerate(content, start=1):
         if isinstance(entry, dict):
             if "prompt" not in entry or set(entry) - {"prompt", "name"}:
-                raise InputError(
-                    f"{path}, prompt {number}: expected the keys `prompt` and optionally `name`."
-                )
+                raise InputError(f"{path}, prompt {number}: expected the keys `prompt` and optionally `name`.")
             rows.append((entry["prompt"], entry.get("name")))
         else:
             rows.append((entry, None))
@@ -149,8 +145,6 @@ def _csv_rows(text: str, path: Path) -> list[tuple[Any, Any]]:
     rows: list[tuple[Any, Any]] = []
     for row in reader:
         if row.get(""):
-            raise InputError(
-                f"{path}, line {reader.line_num}: too many columns; put a prompt with commas in quotes."
-            )
+            raise InputError(f"{path}, line {reader.line_num}: too many columns; put a prompt with commas in quotes.")
         rows.append((row["prompt"] or "", row.get("name")))
     return rows

@@ -41,9 +41,7 @@ def check_prompt(text: Any, source: str = "prompt") -> str:
         raise InputError(f"{source}: a prompt must be text, found {type(text).__name__} {text!r}.")
     tidy = " ".join(text.split())
     if not tidy:
-        raise InputError(
-            f"{source}: the prompt is empty; name the object, for example 'liver tumor in abdominal CT'."
-        )
+        raise InputError(f"{source}: the prompt is empty; name the object, for example 'liver tumor in abdominal CT'.")
     if not tidy.isprintable() or not any(character.isalpha() for character in tidy):
         raise InputError(f"{source}: {text!r} is no text prompt; name the object in words.")
     if len(tidy) > MAX_PROMPT_LENGTH:
@@ -82,9 +80,7 @@ class PromptBook:
             raise InputError("templates: expected a list of at least one wording with {object} in it.")
         self.templates = tuple(_check_template(template, "templates") for template in templates)
         if missing := [template for template in self.templates if "object" not in _fields(template)]:
-            raise InputError(
-                f"templates: {missing[0]!r} has no {{object}}, so every object would get the same prompt."
-            )
+            raise InputError(f"templates: {missing[0]!r} has no {{object}}, so every object would get the same prompt.")
         self.file_mode = file_mode
         self.entries = read_prompt_book(file) if file else {}
 
@@ -111,9 +107,7 @@ class PromptBook:
         own = self.entries.get(_key(object_name), []) + self.entries.get(ANY_OBJECT, [])
         templates = own if own and self.file_mode == "replace" else [*own, *self.templates]
         usable = [template for template in templates if all(words[field] for field in _fields(template))]
-        prompts = [
-            check_prompt(template.format(**words), f"prompt of '{object_name}'") for template in usable
-        ]
+        prompts = [check_prompt(template.format(**words), f"prompt of '{object_name}'") for template in usable]
         if not prompts:
             raise InputError(
                 f"object '{object_name}': every wording needs a modality or body part that is not known; "

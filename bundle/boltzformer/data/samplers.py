@@ -46,9 +46,7 @@ class EpochSampler(DistributedSampler):
         self.examples = dataset
         total = len(dataset) if num_samples is None else min(int(num_samples), len(dataset))
         if total < replicas:
-            raise InputError(
-                f"num_samples: {total} examples cannot be shared out among {replicas} processes."
-            )
+            raise InputError(f"num_samples: {total} examples cannot be shared out among {replicas} processes.")
         self.num_samples = -(-total // replicas)
         self._total = total
 

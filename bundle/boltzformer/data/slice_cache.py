@@ -116,9 +116,7 @@ def _cache_folder(case: Mapping[str, Any], cache_dir: Path, axis: int) -> Path:
     parts: list[object] = [CACHE_VERSION, axis]
     for key in ("image", "label"):
         if not case.get(key):
-            raise InputError(
-                f"{case.get('image', case)}: the case has no {key}; training and evaluation need both."
-            )
+            raise InputError(f"{case.get('image', case)}: the case has no {key}; training and evaluation need both.")
         path = Path(case[key])
         try:
             stat = path.stat()
@@ -183,9 +181,7 @@ def _build_all(
                 raise
 
 
-def _build_one(
-    case: Mapping[str, Any], folder: Path, axis: int, timeout: float
-) -> CachedVolume | InputError | None:
+def _build_one(case: Mapping[str, Any], folder: Path, axis: int, timeout: float) -> CachedVolume | InputError | None:
     """Build one volume under its folder's lock; None where another process holds the lock and `timeout` is 0.
     Build one volume under its folder's lock; None where another process holds the lock and `timeout` is 0."""
     try:

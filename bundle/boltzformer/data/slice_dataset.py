@@ -252,9 +252,7 @@ def _wordings(case: Mapping[str, Any], prompts: PromptBook) -> dict[int, list[st
         for wording in wordings:
             if owner.setdefault(wording.lower(), value) != value:
                 names = f"'{case['objects'][owner[wording.lower()]]}' and '{case['objects'][value]}'"
-                raise InputError(
-                    f"{case['image']}: the prompt '{wording}' stands for both {names}; reword one."
-                )
+                raise InputError(f"{case['image']}: the prompt '{wording}' stands for both {names}; reword one.")
     return listed
 
 

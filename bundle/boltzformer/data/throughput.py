@@ -25,9 +25,7 @@ class LoaderRate:
     first_batch_seconds: float
 
 
-def measure_loader(
-    loader: Iterable[dict[str, Any]], seconds: float = 5.0, max_epochs: int = 100
-) -> LoaderRate:
+def measure_loader(loader: Iterable[dict[str, Any]], seconds: float = 5.0, max_epochs: int = 100) -> LoaderRate:
     """Read batches with no work between them and count the slices; compare with the network's rate.
 
     Args:

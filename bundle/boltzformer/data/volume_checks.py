@@ -65,29 +65,19 @@ def check_volume(path: str | Path) -> VolumeHeader:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        what = (
-            "holds several volumes; save the one to use as a file of its own"
-            if len(shape) > 3
-            else "is no volume"
-        )
+        what = "holds several volumes; save the one to use as a file of its own" if len(shape) > 3 else "is no volume"
         raise InputError(f"{path}: expected 3 dimensions but found {len(shape)} {shape}: it {what}.")
     if min(shape) < 1:
         raise InputError(f"{path}: the volume is empty (shape {shape}); export it again.")
     affine = np.asarray(image.affine, dtype=np.float64)
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(
-            f"{path}: the affine in the header is not invertible; write the file with a valid geometry."
-        )
+        raise InputError(f"{path}: the affine in the header is not invertible; write the file with a valid geometry.")
     dtype = np.dtype(image.get_data_dtype())
     if dtype.kind not in "iuf":
-        raise InputError(
-            f"{path}: voxels of type {dtype} are not supported; save them as integers or floats."
-        )
+        raise InputError(f"{path}: voxels of type {dtype} are not supported; save them as integers or floats.")
     _check_length(Path(path), image, int(np.prod(image.shape, dtype=np.int64)) * dtype.itemsize)
     spacing = tuple(float(s) for s in nib.affines.voxel_sizes(affine))
-    return VolumeHeader(
-        str(path), (shape[0], shape[1], shape[2]), affine, (spacing[0], spacing[1], spacing[2]), dtype
-    )
+    return VolumeHeader(str(path), (shape[0], shape[1], shape[2]), affine, (spacing[0], spacing[1], spacing[2]), dtype)
 
 
 def check_pair(image: str | Path, label: str | Path) -> tuple[VolumeHeader, VolumeHeader]:
@@ -140,8 +130,7 @@ def check_voxels(array: np.ndarray, path: str | Path) -> None:
     bad = sum(int(slab.size - np.count_nonzero(np.isfinite(slab))) for slab in slabs)
     if bad:
         raise InputError(
-            f"{path}: {bad} of {array.size} voxels are NaN or infinite; replace them (air is -1000 in CT, 0 "
-            "in MR)."
+            f"{path}: {bad} of {array.size} voxels are NaN or infinite; replace them (air is -1000 in CT, 0 in MR)."
         )
 
 
@@ -210,13 +199,10 @@ def _open(path: Path) -> Any:
         image = nib.load(path)
     except (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read as a volume ({error}); it may be truncated, or is no NIfTI file (.nii, "
-            ".nii.gz)."
+            f"{path}: cannot be read as a volume ({error}); it may be truncated, or is no NIfTI file (.nii, .nii.gz)."
         ) from error
     if not isinstance(image, SpatialImage):
-        raise InputError(
-            f"{path}: is a {type(image).__name__}, not a volume; expected NIfTI (.nii, .nii.gz)."
-        )
+        raise InputError(f"{path}: is a {type(image).__name__}, not a volume; expected NIfTI (.nii, .nii.gz).")
     return image
 
 
@@ -244,9 +230,7 @@ def _check_length(path: Path, image: Any, num_bytes: int) -> None:
             return
         found = _decompressed_length(path)
     if found < expected:
-        raise InputError(
-            f"{path}: the file is truncated ({found} of {expected} bytes); copy or export it again."
-        )
+        raise InputError(f"{path}: the file is truncated ({found} of {expected} bytes); copy or export it again.")
 
 
 def _decompressed_length(path: Path) -> int:

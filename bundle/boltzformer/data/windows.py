@@ -45,9 +45,7 @@ def intensity_quantiles(volume: np.ndarray | torch.Tensor) -> np.ndarray:
     if array.dtype.kind in "iu" and int(flat.max()) - int(low) < 1 << 17:
         counts = np.zeros(int(flat.max()) - int(low) + 1, dtype=np.int64)
         for start in range(0, flat.size, 1 << 22):
-            counts += np.bincount(
-                flat[start : start + (1 << 22)].astype(np.int64) - int(low), minlength=counts.size
-            )
+            counts += np.bincount(flat[start : start + (1 << 22)].astype(np.int64) - int(low), minlength=counts.size)
         counts[0] = 0
         return _histogram_quantiles(counts, int(low))
     foreground = flat[flat > low]
@@ -83,22 +81,16 @@ class IntensityWindow:
         InputError: an unknown name, or limits that are not two increasing finite numbers.
     """
 
-    def __init__(
-        self, window: str | Sequence[float] = "auto", percentiles: Sequence[float] = MR_PERCENTILES
-    ) -> None:
+    def __init__(self, window: str | Sequence[float] = "auto", percentiles: Sequence[float] = MR_PERCENTILES) -> None:
         self.percentiles = _pair(percentiles, "percentiles")
         if not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise InputError(
-                f"percentiles: expected two increasing numbers in [0, 100], found {percentiles}."
-            )
+            raise InputError(f"percentiles: expected two increasing numbers in [0, 100], found {percentiles}.")
         self.window: str | tuple[float, float]
         if isinstance(window, str):
             self.window = window.strip().lower().replace(" ", "_").replace("-", "_")
             if self.window not in {"auto", "percentiles", *CT_WINDOWS}:
                 names = ", ".join(["auto", "percentiles", *CT_WINDOWS])
-                raise InputError(
-                    f"window '{window}' is not known; use one of {names}, or two numbers [low, high]."
-                )
+                raise InputError(f"window '{window}' is not known; use one of {names}, or two numbers [low, high].")
         else:
             self.window = _pair(window, "window")
 
@@ -125,9 +117,7 @@ class IntensityWindow:
         if self.window in CT_WINDOWS:
             return CT_WINDOWS[self.window]
         if not modality:
-            raise InputError(
-                "window 'auto' needs the modality; set `modality` to CT or MR, or name a window."
-            )
+            raise InputError("window 'auto' needs the modality; set `modality` to CT or MR, or name a window.")
         if modality.upper() != "CT":
             return "percentiles"
         return CT_WINDOWS[_CT_BY_BODY_PART.get(body_part.lower(), "soft_tissue")]
