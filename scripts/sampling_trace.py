@@ -1,0 +1,101 @@
+"""Pictures and numbers of the sampled patches per layer, for slices of a dataset."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from monai.bundle import ConfigParser
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "bundle"))
+
+from boltzformer.data.slice_dataset import SliceDataset
+from boltzformer.errors import InputError
+from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice
+from boltzformer.weights import load_weights
+
+console = Console()
+
+
+def read_bundle(bundle: Path, overlays: list[str], overrides: dict[str, Any]) -> ConfigParser:
+    """`configs/evaluate.json` of a bundle, with overlays (relative to the bundle) and values on top."""
+    parser = ConfigParser()
+    files = [bundle / "configs" / "evaluate.json", *(bundle / overlay for overlay in overlays)]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"{missing[0]} not found; overlays are named relative to {bundle}.")
+    parser.read_config([str(file) for file in files])
+    parser.update({"bundle_root": str(bundle), **overrides})
+    return parser
+
+
+def choose_examples(dataset: SliceDataset, case: str | None, name: str | None, count: int) -> list[int]:
+    """Of each object, the slice with the median area, spread over cases; at most ``count``."""
+    sizes: dict[str, list[tuple[float, int]]] = {}
+    for index in range(len(dataset.examples)):
+        item = dataset[index]
+        if case in (None, item["case"]) and name in (None, item["object"]):
+            sizes.setdefault(item["object"], []).append((float(item["label"].sum()), index))
+    if not sizes:
+        raise InputError(f"No slice of case {case!r} with object {name!r}; objects are {sorted(dataset.counts())}.")
+    chosen = [sorted(found)[len(found) // 2][1] for found in sizes.values()]
+    return sorted(chosen)[:count]
+
+
+def main(
+    overlay: Annotated[
+        list[str] | None, typer.Option(help="config on top of evaluate.json, such as configs/demo.json")
+    ] = None,
+    dataset_dir: Annotated[str | None, typer.Option(help="dataset; the one of the config by default")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="weights; models/model.pt by default")] = None,
+    case: Annotated[str | None, typer.Option(help="only this case")] = None,
+    name: Annotated[str | None, typer.Option("--object", help="only this object")] = None,
+    count: Annotated[int, typer.Option(help="slices at most")] = 4,
+    output: Annotated[Path, typer.Option(help="folder for trace.png and trace.json")] = Path("runs/trace"),
+) -> None:
+    """Draw slice, truth, prediction and the sampled patches; print the share of patches kept and of the object hit."""
+    overrides = {key: value for key, value in (("dataset_dir", dataset_dir), ("checkpoint", checkpoint)) if value}
+    try:
+        parser = read_bundle(ROOT / "bundle", overlay or [], overrides)
+        network = parser.get_parsed_content("network").eval()
+        load_weights(network, parser.get_parsed_content("checkpoint"))
+        dataset = parser.get_parsed_content("dataset")
+        chosen = [dataset[index] for index in choose_examples(dataset, case, name, count)]
+    except InputError as error:
+        console.print(f"[red]{error}[/red]")
+        raise typer.Exit(1) from error
+    traces = [trace_slice(network, item["image"], item["text"], item["label"]) for item in chosen]
+    save_figure(trace_figure(traces), output / "trace.png")
+    table = Table(
+        "layer", "temperature", "grid", "patches kept", "of the object's patches", title="Mean over the slices"
+    )
+    rows = [trace.numbers() for trace in traces]
+    for layer in zip(*rows, strict=True):
+        kept, hit = (np.mean([row[key] for row in layer]) for key in ("share_kept", "object_share_kept"))
+        first = layer[0]
+        grid = f"{first['grid_height']} x {first['grid_width']}"
+        table.add_row(str(first["layer"]), f"{first['temperature']:.3f}", grid, f"{kept:.1%}", f"{hit:.1%}")
+    console.print(table)
+    slices = [
+        {
+            "case": item["case"],
+            "object": item["object"],
+            "slice": int(item["slice"]),
+            "prompt": item["text"],
+            "layers": row,
+        }
+        for item, row in zip(chosen, rows, strict=True)
+    ]
+    (output / "trace.json").write_text(json.dumps(slices, indent=4) + "\n")
+    console.print(f"Written to {output / 'trace.png'} and {output / 'trace.json'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,45 @@
+"""torch.compile, torch.export and ONNX of the tensor-only core give the eager network's logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from boltzformer.errors import InputError
+from boltzformer.networks.export import TensorCore, core_noise, example_inputs
+
+from scripts.export import export
+
+
+@torch.no_grad()
+def test_core_equals_the_network(network):
+    image, tokens, noise = example_inputs(network, "lung nodule")
+    logits = torch.nn.functional.interpolate(
+        TensorCore(network)(image, tokens, noise), size=network.image_size, mode="bilinear", align_corners=False
+    )
+    assert torch.equal(logits, network(image, ["lung nodule"]))
+    assert not torch.equal(core_noise(network, seed=1), noise)
+
+
+@pytest.mark.parametrize("ending", [".pt2", ".onnx"])
+@torch.no_grad()
+def test_exported_file_equals_eager(network, tmp_path, ending):
+    if ending == ".onnx":
+        pytest.importorskip("onnxruntime")
+    assert export(network, tmp_path / f"core{ending}") < 1e-4
+
+
+def test_other_endings_are_refused(network, tmp_path):
+    with pytest.raises(InputError, match=r"\.pt2"):
+        export(network, tmp_path / "core.pth")
+
+
+@torch.no_grad()
+def test_decoder_and_pigma_compile_as_one_graph(network):
+    image, tokens, noise = example_inputs(network, "lung nodule")
+    features = network.encode_image(image)
+    patches = network.decoder.patches_per_layer(network.attention_grids())
+    layers = list(noise.split(patches, dim=-1))
+    expected = network.core(features, tokens, None, layers)
+    torch._dynamo.reset()
+    compiled = torch.compile(network.core, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(features, tokens, None, layers), expected, atol=1e-4)
