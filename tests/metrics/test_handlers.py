@@ -62,7 +62,7 @@ def expected_dice(i: int) -> float:
 
 
 def test_numbers_files_and_metrics(tmp_path, capsys):
-    handler = SizeBucketDiceHandler(output_dir=str(tmp_path))
+    handler = SizeBucketDiceHandler(output_dir=str(tmp_path), html_name="report.html")
     evaluator = evaluate(handler, items())
     dice = [expected_dice(i) for i in range(1, 7)]
     assert evaluator.state.metrics["val_dice"] == pytest.approx(sum(dice) / 6)
@@ -94,6 +94,7 @@ def test_numbers_files_and_metrics(tmp_path, capsys):
     side8 = next(row for row in rows if row["slice"] == "4")
     assert float(side8["diameter_mm"]) == pytest.approx(2 * math.sqrt(64 * 2 / math.pi))
     assert side8["bucket_percent"] == "1-5 %"
+    assert "By size of the object" in (tmp_path / "report.html").read_text()
     printed = capsys.readouterr().out
     assert "0.1-0.5 %" in printed
     assert "missed" in printed

@@ -26,18 +26,6 @@ Row = Mapping[str, Any]
 KEY_COLUMNS = ("dataset", "case", "object", "slice", "text")
 
 
-def unique_rows(rows: Iterable[Row]) -> list[Row]:
-    """Rows sorted by their key, each key once (the first stays).
-
-    A distributed sampler pads the shards with repeated items; without this they would count twice. Sorting
-    makes every sum independent of how many processes shared the work.
-    """
-    found: dict[tuple[Any, ...], Row] = {}
-    for row in rows:
-        found.setdefault(tuple(row[column] for column in KEY_COLUMNS), row)
-    return [found[key] for key in sorted(found)]
-
-
 def is_positive(row: Row) -> bool:
     """Whether the slice holds the object, that is, whether it has a Dice."""
     return _number(row.get("dice")) is not None
