@@ -68,9 +68,10 @@ def test_resumed_equals_uninterrupted(make_run, tmp_path, every_steps, killed_af
     assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
 
 
-def test_resume_without_a_checkpoint_begins_anew(make_run, tmp_path, caplog):
+@pytest.mark.parametrize("resume", [True, "true", "True"])
+def test_resume_without_a_checkpoint_begins_anew(make_run, tmp_path, caplog, resume):
     with caplog.at_level("INFO"):
-        make_run(tmp_path, resume=True, max_epochs=1).trainer.run()
+        make_run(tmp_path, resume=resume, max_epochs=1).trainer.run()
     assert "begins anew" in caplog.text
     assert (tmp_path / "last.pt").is_file()
 

@@ -124,7 +124,8 @@ class RunCheckpoint:
         self.network = network
         self.states = dict(states)
         self.validator = validator
-        self.resume = resume
+        # `--resume true` on MONAI's command line arrives as a string
+        self.resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
         self.every_steps = every_steps
         self._started = False
 

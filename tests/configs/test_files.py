@@ -1,0 +1,172 @@
+"""What can be said of the configs without running them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
+
+from tests.support import BUNDLE, SMALL_NETWORK, small_network, write_json
+
+CONFIGS = BUNDLE / "configs"
+FILES = sorted(CONFIGS.rglob("*.json"))
+NETWORKS = sorted((CONFIGS / "network").glob("*.json"))
+ABLATIONS = sorted((CONFIGS / "ablation").glob("*.json"))
+WORKFLOWS = [("train", "train"), ("evaluate", "infer"), ("inference", "infer")]
+LONGEST_EXPRESSION = 110
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / name).read_text())
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(CONFIGS))
+
+
+def _strings(content: Any) -> list[str]:
+    if isinstance(content, dict):
+        return [*content, *(text for value in content.values() for text in _strings(value))]
+    if isinstance(content, list):
+        return [text for value in content for text in _strings(value)]
+    return [content] if isinstance(content, str) else []
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_json_is_well_kept(path, monkeypatch):
+    monkeypatch.setenv("MONAI_FAIL_ON_DUPLICATE_CONFIG", "1")
+    ConfigParser.load_config_file(path)
+    text = path.read_text()
+    assert text == json.dumps(json.loads(text), indent=4, ensure_ascii=False) + "\n"
+    long = [text for text in _strings(json.loads(text)) if text.startswith("$") and len(text) > LONGEST_EXPRESSION]
+    assert not long
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference", "multi_gpu_train", "multi_gpu_evaluate"])
+def test_local_code_is_named_by_target_only(name):
+    content = _read(f"{name}.json")
+    for text in _strings(content):
+        if "boltzformer" in text:
+            assert re.fullmatch(r"boltzformer(\.\w+)+", text), text
+    early = _strings([content.get(key, []) for key in ("imports", "+imports", "initialize")])
+    assert not any("boltzformer" in text for text in early)
+
+
+def test_all_configs_have_one_network():
+    networks = [_read(f"{name}.json")["network_def"] for name, _ in WORKFLOWS]
+    assert networks[0] == networks[1] == networks[2]
+
+
+def test_train_and_evaluate_agree_on_what_they_share():
+    train, evaluate = _read("train.json"), _read("evaluate.json")
+    for key in ("window", "axis", "num_adjacent", "validation_share", "prompt_book", "amp", "amp_dtype", "data_path"):
+        assert train[key] == evaluate[key], key
+    for key in ("postprocessing", "inferer", "dataset"):
+        own = evaluate[key]
+        if key == "dataset":
+            own = {**own, "data": {**own["data"], "section": "validation"}}
+        assert train["validate"][key] == own, key
+
+
+@pytest.mark.parametrize(("name", "kind"), WORKFLOWS)
+def test_check_properties(name, kind, phantoms, tmp_path):
+    overlay = write_json(tmp_path / "small.json", SMALL_NETWORK)
+    workflow = ConfigWorkflow(
+        [str(CONFIGS / f"{name}.json"), str(overlay)],
+        meta_file=str(CONFIGS / "metadata.json"),
+        logging_file=str(CONFIGS / "logging.conf"),
+        workflow_type=kind,
+        bundle_root=str(BUNDLE),
+        dataset_dir=str(phantoms),
+        runs_dir=str(tmp_path / "runs"),
+        cache_dir=str(tmp_path / "cache"),
+        device="cpu",
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+
+
+def test_verify_metadata(shared_dir):
+    (schema,) = (shared_dir / "schema").glob("meta_schema_*.json")
+    assert _read("metadata.json")["schema"].endswith(schema.name)
+    verify_metadata(meta_file=str(CONFIGS / "metadata.json"), filepath=str(schema))
+
+
+def test_metadata_says_what_requirements_say():
+    lines = (BUNDLE.parent / "requirements.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    metadata = _read("metadata.json")
+    stated = {**metadata["required_packages_version"], "torch": metadata["pytorch_version"]}
+    stated |= {"monai": metadata["monai_version"], "numpy": metadata["numpy_version"]}
+    assert {name: pinned[name] for name in stated} == stated
+
+
+@pytest.mark.parametrize("any_size", [1, 50])
+def test_verify_net_in_out(tmp_path, any_size):
+    small = write_json(tmp_path / "small.json", SMALL_NETWORK)
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(CONFIGS / "metadata.json"),
+        config_file=[str(CONFIGS / "inference.json"), str(small)],
+        device="cpu",
+        any=any_size,
+    )
+
+
+@pytest.mark.parametrize("path", [*NETWORKS, *ABLATIONS], ids=_name)
+@pytest.mark.parametrize("name", [name for name, _ in WORKFLOWS])
+def test_overlays_change_only_keys_that_are_there(path, name):
+    parser = ConfigParser(_read(f"{name}.json"))
+    for key, value in json.loads(path.read_text()).items():
+        assert key.startswith("network_def#")
+        # `threshold` has its default in the network's constructor
+        assert key in parser or key == "network_def#threshold"
+        if key in parser:
+            assert isinstance(value, type(parser[key])), key
+
+
+@pytest.mark.parametrize("path", NETWORKS, ids=_name)
+def test_network_overlays_build_and_run(path):
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / "inference.json"), str(path)])
+    parser["network_def#image_size"] = 256  # the paper's 1024 would take minutes
+    network = parser.get_parsed_content("network_def").eval()
+    with torch.no_grad():
+        logits = network(torch.rand(1, 1, 100, 80), ["neoplasm in lung CT"])
+    assert logits.shape == (1, 1, 100, 80)
+    assert logits.isfinite().all()
+
+
+def test_an_ablation_for_each_row_of_the_papers_tables():
+    rows = {
+        "attention": ("full", "threshold", "boltzmann"),
+        "temperature": ("0.25", "0.5", "1.0", "2.0"),
+        "sampling": ("5_percent", "10_percent", "20_percent", "50_percent"),
+        "queries": ("1", "10", "32", "101"),
+        "prior": ("unconditioned", "conditioned"),
+        "pigma": ("ensemble_only", "with_correction"),
+    }
+    expected = sorted(f"{table}_{row}.json" for table, names in rows.items() for row in names)
+    assert sorted(path.name for path in ABLATIONS) == expected
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=_name)
+def test_ablations_do_what_they_say(path):
+    default = {key: value for key, value in SMALL_NETWORK.items() if "num_queries" not in key}
+    changes = json.loads(path.read_text())
+    plain = small_network(**{**default, "network_def#num_queries": 10})
+    changed = small_network(**{**default, "network_def#num_queries": 10, **changes})
+    if "queries" not in path.name:  # whose weights have other shapes
+        changed.load_state_dict(plain.state_dict(), strict=False)
+    image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        same = torch.equal(plain(image, ["x"]), changed(image, ["x"]))
+    is_default = all(
+        ConfigParser(_read("train.json"))[key] == value for key, value in changes.items() if "#thr" not in key
+    )
+    assert same == is_default
