@@ -31,7 +31,7 @@ from boltzformer.metrics.volume_metrics import TOLERANCES_MM
 def main(
     predictions: Annotated[
         Path,
-        typer.Argument(help="Folder: CASE_OBJECT.nii.gz or CASE/OBJECT.nii.gz masks, or CASE.nii.gz label maps."),
+        typer.Argument(help="Folder: CASE/OBJECT.nii.gz or CASE_OBJECT.nii.gz masks, or CASE.nii.gz label maps."),
     ],
     labels: Annotated[
         Path, typer.Argument(help="Folder with dataset.json (or a datalist JSON), or a folder of label maps.")
@@ -64,31 +64,44 @@ def main(
 
     Ends with code 1, after all the rest, if a file could not be scored.
     """
-    console, errors = Console(), Console(stderr=True)
     try:
         settings = EvaluationSettings(tuple(tolerance_mm), LesionRule(connectivity, min_iou), axis, absent_is_negative)
         cases = find_cases(labels, section, read_names(objects))
         folder = PredictionFolder(predictions, {str(k): str(v) for k, v in read_names(aliases).items()})
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task("scoring", total=len(cases))
-            found = evaluate_folder(
-                cases, folder, read_volume, settings, workers, progress=lambda _: progress.advance(task)
-            )
-        found.write(output_dir)
-        comparison = None if compare_to is None else compare_with(found, compare_to)
-        if comparison is not None:
-            write_json(output_dir / "comparison.json", comparison)
-        report = write_report(
-            output_dir / "report.html", found, cases, folder, read_volume, comparison, pictures, title
-        )
+        found = score(cases, folder, settings, workers, output_dir, compare_to, pictures, title)
     except (InputError, ValueError) as error:
-        errors.print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+    end(found.failures)
+
+
+def score(
+    cases: list[LabelledCase],
+    folder: PredictionFolder,
+    settings: EvaluationSettings,
+    workers: int,
+    output_dir: Path,
+    compare_to: Path | None,
+    pictures: int,
+    title: str,
+) -> Evaluation:
+    """Evaluate, write all files and print the tables."""
+    console = Console()
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("scoring", total=len(cases))
+        found = evaluate_folder(
+            cases, folder, read_volume, settings, workers, progress=lambda _: progress.advance(task)
+        )
+    found.write(output_dir)
+    comparison = None if compare_to is None else compare_with(found, compare_to)
+    if comparison is not None:
+        write_json(output_dir / "comparison.json", comparison)
+    report = write_report(output_dir / "report.html", found, cases, folder, read_volume, comparison, pictures, title)
     print_evaluation(found.summary, console)
     if comparison is not None:
         print_comparison(comparison, console)
     console.print(f"Report: {report}", soft_wrap=True)
-    end(found, errors)
+    return found
 
 
 def find_cases(labels: Path, section: str, names: dict[str, Any]) -> list[LabelledCase]:
@@ -147,12 +160,13 @@ def read_names(path: Path | None) -> dict[str, Any]:
     return content
 
 
-def end(found: Evaluation, errors: Console) -> None:
+def end(failures: list[dict[str, str]]) -> None:
     """List the failures and end with code 1 if there are any."""
-    if not found.failures:
+    if not failures:
         return
-    errors.print(f"[red]{len(found.failures)} could not be scored:[/red]")
-    for failure in found.failures:
+    errors = Console(stderr=True)
+    errors.print(f"[red]{len(failures)} could not be scored:[/red]")
+    for failure in failures:
         where = " / ".join(part for part in (failure["case"], failure["object"]) if part)
         errors.print(
             f"  {where}: {failure['error']}" if where else f"  {failure['error']}", soft_wrap=True, markup=False

@@ -236,3 +236,26 @@ def test_nothing_to_do_is_an_error(labels_dir, exact_predictions, tmp_path):
     twice = cases(labels_dir) + cases(labels_dir)
     with pytest.raises(InputError, match="share the name"):
         evaluate_folder(twice, PredictionFolder(exact_predictions), read_volume)
+
+
+def test_label_map_beside_a_case_folder_is_not_mistaken_for_the_labels_values(labels_dir, tmp_path, make_volume):
+    """The bundle's inference writes a folder of masks and a map that numbers the prompts as they came."""
+    for path in labels_dir.glob("*.nii.gz"):
+        case, label = path.name.split(".")[0], load(path)
+        make_volume(tmp_path / "p" / case / "left_kidney.nii.gz", (label == 2).astype(np.uint8))
+        make_volume(tmp_path / "p" / f"{case}.nii.gz", (label == 2).astype(np.uint8))  # the kidney is value 1 here
+    found = run(labels_dir, tmp_path / "p")
+    assert [failure["object"] for failure in found.failures] == ["liver lesion"] * 3
+    assert found.summary["volumes"]["overall"]["mean_dice"] == 1
+
+
+def test_predictions_may_be_named_after_the_image(labels_dir, exact_predictions, tmp_path):
+    for path in exact_predictions.glob("*.nii.gz"):
+        path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
+    named = [
+        LabelledCase(p, OBJECTS, "set", p.name[:6], tmp_path / p.name.replace(".nii", "_0000.nii"))
+        for p in sorted(labels_dir.glob("*.nii.gz"))
+    ]
+    found = evaluate_folder(named, PredictionFolder(exact_predictions), read_volume)
+    assert found.failures == []
+    assert found.summary["volumes"]["overall"]["mean_dice"] == 1

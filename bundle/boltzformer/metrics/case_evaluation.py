@@ -65,6 +65,13 @@ class LabelledCase:
         """The label file's name without extension."""
         return strip_extension(self.label.name) or self.label.stem
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What predictions of this case may be called: after the label file, or after the image file."""
+        if self.image is None:
+            return (self.name,)
+        return tuple(dict.fromkeys((self.name, strip_extension(self.image.name) or self.image.stem)))
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -122,7 +129,7 @@ def evaluate_case(
             result.left_out.append(name)
             continue
         try:
-            prediction = predictions.find(case.name, name, value)
+            prediction = predictions.find(case.names, name, value)
             pred = read_prediction(prediction, case, label, read, loaded)
             probability = _read_probability(prediction, case, label, read)
             _score(result, case, name, pred, truth, label.spacing, settings, probability)

@@ -100,7 +100,7 @@ def evaluate_folder(
         evaluation.add(result)
         if progress is not None:
             progress(result)
-    for path in predictions.without_label(names):
+    for path in predictions.without_label(name for case in cases for name in case.names):
         message = f"{path}: no label map of this name among the evaluated cases"
         evaluation.failures.append({"case": "", "object": "", "error": message})
     evaluation.summary = summarise(evaluation)

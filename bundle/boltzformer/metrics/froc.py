@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from monai.metrics.froc import compute_froc_curve_data
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from boltzformer.metrics.lesions import FALSE_POSITIVE, MATCHED, MISSED
 
@@ -69,8 +69,8 @@ def auroc(scores: Sequence[float], is_true: Sequence[bool]) -> float | None:
     positive, negative = int(truth.sum()), int((~truth).sum())
     if positive == 0 or negative == 0:
         return None
-    ranks = rankdata(np.asarray(scores, dtype=np.float64))
-    return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    values = np.asarray(scores, dtype=np.float64)
+    return float(mannwhitneyu(values[truth], values[~truth], method="asymptotic").statistic / (positive * negative))
 
 
 def lesion_auroc(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,26 +2,28 @@
 
 For case ``pt_7`` and object "left parotid gland" (label value 4), the first that exists:
 
-1. ``pt_7_left_parotid_gland.nii.gz``: a binary mask, as this bundle's inference writes;
-2. ``pt_7/left_parotid_gland.nii.gz``: a binary mask in a folder of the case, as TotalSegmentator writes;
-3. ``pt_7.nii.gz``: a label map with the label's own values, as nnU-Net writes.
+1. ``pt_7/left_parotid_gland.nii.gz``: a binary mask in a folder of the case, as this bundle's inference and
+   TotalSegmentator write;
+2. ``pt_7_left_parotid_gland.nii.gz``: a binary mask;
+3. ``pt_7.nii.gz``: a label map with the label's own values, as nnU-Net writes. It is not looked at where the case has
+a
+   folder: the label map that lies beside such a folder numbers its prompts in an order of its own.
 
-Names are compared without regard to case, and with spaces, underscores and hyphens alike. A probability map
-of the object lies beside a mask with ``_prob`` before the extension
-(``pt_7_left_parotid_gland_prob.nii.gz``).
+Names are compared without regard to case, and with spaces, underscores and hyphens alike. A probability map of the
+object lies beside the mask, with ``_probability`` or ``_prob`` before the extension.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from boltzformer.errors import InputError
 
 EXTENSIONS = (".nii.gz", ".nii")
-PROBABILITY_SUFFIX = "prob"
+PROBABILITY_SUFFIXES = ("probability", "prob")
 
 
 @dataclass(frozen=True)
@@ -62,34 +64,39 @@ class PredictionFolder:
             stem = strip_extension(relative)
             if stem is not None and path.is_file() and stem.count("/") <= 1:
                 self.files.setdefault(_key(stem), path)
+        self.folders = {stem.split("/")[0] for stem in self.files if "/" in stem}
         if not self.files:
             raise InputError(f"{self.folder} has no prediction: it should hold .nii.gz or .nii files")
 
-    def find(self, case: str, name: str, value: int) -> Prediction:
+    def find(self, names: Sequence[str], object_name: str, value: int) -> Prediction:
         """Files of an object in a case.
 
         Args:
-            case: the label file's name without extension.
-            name: the object.
+            names: what the case may be called: the label file's name without extension, then the image's.
+            object_name: the object.
             value: its value in label maps.
 
         Raises:
             InputError: where there is none, naming what was looked for.
         """
-        own = self.aliases.get(name, name)
-        for stem in (f"{case}_{own}", f"{case}/{own}"):
+        own = self.aliases.get(object_name, object_name)
+        for stem in (f"{case}{joint}{own}" for case in names for joint in "/_"):
             path = self.files.get(_key(stem))
             if path is not None:
-                return Prediction(path, None, self.files.get(_key(f"{stem}_{PROBABILITY_SUFFIX}")))
-        path = self.files.get(_key(case))
-        if path is not None:
-            probability = self.files.get(_key(f"{case}_{own}_{PROBABILITY_SUFFIX}"))
-            return Prediction(path, value, probability)
-        slug = re.sub(r"[ -]+", "_", own)
+                return Prediction(path, None, self._probability(stem))
+        for case in names:
+            path = self.files.get(_key(case))
+            if path is not None and _key(case) not in self.folders:
+                return Prediction(path, value, self._probability(f"{case}_{own}"))
+        case, slug = names[0], re.sub(r"[ -]+", "_", own)
         raise InputError(
-            f"{self.folder}: no prediction of '{name}' for case {case}; looked for {case}_{slug}.nii.gz, "
-            f"{case}/{slug}.nii.gz and {case}.nii.gz"
+            f"{self.folder}: no prediction of '{object_name}' for case {case}; looked for {case}/{slug}.nii.gz, "
+            f"{case}_{slug}.nii.gz and, where {case} has no folder, {case}.nii.gz"
         )
+
+    def _probability(self, stem: str) -> Path | None:
+        found = (self.files.get(_key(f"{stem}_{suffix}")) for suffix in PROBABILITY_SUFFIXES)
+        return next((path for path in found if path is not None), None)
 
     def without_label(self, cases: Iterable[str]) -> list[Path]:
         """Volumes that belong to none of the cases: predictions whose label is missing."""
