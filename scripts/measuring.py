@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,6 +18,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
+
+from boltzformer.inference.memory import measure_peak
 
 Run = Callable[[], Any]
 
@@ -32,7 +36,7 @@ class Comparison:
         peer_s: median seconds of the peer.
         faster: median over the pairs of (peer / ours).
         ours_gmac: multiply-adds of ours, in units of 10^9; likewise ``peer_gmac``.
-        ours_mib: peak memory beyond inputs and weights, MiB; None where the system does not say; likewise ``peer_mib``.
+        ours_mib: peak memory of tensors beyond inputs and weights, MiB; likewise ``peer_mib``.
         must: factor that has to be reached, or None.
         aim: factor that is hoped for, or None.
     """
@@ -43,8 +47,8 @@ class Comparison:
     faster: float
     ours_gmac: float
     peer_gmac: float
-    ours_mib: float | None = None
-    peer_mib: float | None = None
+    ours_mib: float
+    peer_mib: float
     must: float | None = None
     aim: float | None = None
 
@@ -86,22 +90,10 @@ def multiply_adds(run: Run, below: str | None = None) -> float:
     return sum(sum(counts[n].values()) for n in named) / 2
 
 
-def peak_mib(run: Run) -> float | None:
-    """Highest memory use during a run beyond what was in use before it, in MiB; None where the system does not say."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that the C library holds would hide a peak
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the highest resident size so far
-        before = _resident_kib("VmRSS")
-        run()
-        return (_resident_kib("VmHWM") - before) / 1024
-    except OSError:
-        return None
+def peak_mib(run: Run) -> float:
+    """Highest memory of tensors alive at once during a run, beyond those alive before it, in MiB."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return measure_peak(run, device)[1] / 2**20
 
 
 def report(title: str, rows: list[Comparison], peer: str, output: Path | None) -> None:
@@ -148,13 +140,6 @@ def _seconds(run: Run) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-def _resident_kib(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key):
-            return int(line.split()[1])
-    raise OSError(f"no {key} in /proc/self/status")
 
 
 def _processor() -> str:

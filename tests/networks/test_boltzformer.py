@@ -138,3 +138,21 @@ def test_bad_images_and_sizes(network, make_network):
         network(torch.rand(1, 64, 64))
     with pytest.raises(InputError, match="multiple of 32"):
         make_network(image_size=100)
+
+
+@pytest.mark.parametrize("gather", [0.0, 1.1], ids=["dense", "gather"])
+def test_bfloat16_autocast_agrees_with_float32(make_network, image, gather):
+    network = make_network().eval()
+    for block in network.decoder.blocks:
+        block.cross_attention.gather_density = gather
+    with torch.no_grad():
+        exact = network(image, PROMPTS)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = network(image, PROMPTS)
+    assert rounded.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.98
+    network.train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = network(image, PROMPTS).square().mean()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)

@@ -177,11 +177,12 @@ class BoltzmannAttention(nn.Module):
         sets = kept.shape[1]
 
         def by_set(x: Tensor) -> Tensor:  # (B, H, m, ...) -> (B, sets * m, heads of a set, ...)
-            return x.unflatten(1, (sets, heads // sets)).transpose(2, 3).flatten(1, 2)
+            return x.float().unflatten(1, (sets, heads // sets)).transpose(2, 3).flatten(1, 2)
 
-        context, patches.rows = gathered_attention(
-            by_set(q.folded), by_set(q.row_bias), by_set(q.column_bias), patches.rows, kept.flatten(1, 2)
-        )
+        with torch.autocast(q.folded.device.type, enabled=False):
+            context, patches.rows = gathered_attention(
+                by_set(q.folded), by_set(q.row_bias), by_set(q.column_bias), patches.rows.float(), kept.flatten(1, 2)
+            )
         context = context.unflatten(1, (sets, m)).transpose(2, 3).flatten(1, 2)
         return self._project_values(context + level)
 
