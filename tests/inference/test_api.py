@@ -44,7 +44,7 @@ def test_array_and_file_agree(segmenter, tmp_path):
 
 def test_relative_overlay_and_override(weights, tmp_path):
     segmenter = Segmenter.from_bundle(BUNDLE, weights, ["configs/ablation/queries_10.json"], "cpu", **SMALL_NETWORK)
-    assert segmenter.inferer.memory_gb == 4.0
+    assert segmenter.inferer.memory_gb == 2.0
     assert segmenter.network.decoder.num_queries == 4
 
 

@@ -47,7 +47,7 @@ class PromptedSliceInferer(SliceInferer):
         prompt: str | Prompt | Sequence[str | Prompt] | None = None,
         spatial_dim: int = 2,
         num_adjacent: int = 0,
-        memory_gb: float = 4.0,
+        memory_gb: float = 2.0,
         seed: int | None = None,
         autocast: torch.dtype | None = None,
         progress: bool = True,
