@@ -9,15 +9,9 @@ import pytest
 import SimpleITK as sitk
 import surface_distance
 import torch
-from boltzformer.metrics.volume_metrics import (
-    bounding_box,
-    hausdorff95,
-    overlap_dice,
-    summarise_volumes,
-    surface_dice,
-    volume_row,
-)
-from monai.metrics import compute_surface_dice
+from boltzformer.metrics.surfaces import bounding_box, hausdorff95, surface_dice
+from boltzformer.metrics.volume_metrics import overlap_dice, summarise_volumes, volume_row
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from monai.metrics.meandice import compute_dice
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.spatial.distance import cdist
@@ -65,7 +59,20 @@ def test_hd95_equals_brute_force(seed, spacing):
     pred, label = blobs(seed)
     between = cdist(surface_points(pred, spacing), surface_points(label, spacing))
     expected = max(np.percentile(between.min(1), 95), np.percentile(between.min(0), 95))
-    assert hausdorff95(pred, label, spacing) == pytest.approx(expected, rel=1e-5)
+    assert hausdorff95(pred, label, spacing) == pytest.approx(expected, rel=1e-9)
+    monai = compute_hausdorff_distance(
+        torch.tensor(pred)[None, None], torch.tensor(label)[None, None], True, percentile=95, spacing=spacing
+    )
+    assert float(monai) == pytest.approx(expected, rel=1e-5)
+
+
+def test_surfaces_in_far_corners_of_a_long_volume():
+    """Longer than a slab, with objects on both ends and nothing between."""
+    pred, label = np.zeros((2, 70, 9, 8), bool)
+    label[:2, :2, :2] = label[60:, 3:6, 3:6] = pred[1:3, :2, :2] = pred[59:69, 3:6, 3:6] = True
+    distances = surface_distance.compute_surface_distances(label, pred, (1.0, 2.0, 3.0))
+    expected = [surface_distance.compute_surface_dice_at_tolerance(distances, t) for t in (0.5, 1.0)]
+    assert surface_dice(pred, label, (1.0, 2.0, 3.0), [0.5, 1.0]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)

@@ -21,7 +21,8 @@ from boltzformer.metrics.grids import Reader, Volume, check_grid, to_ras, whole_
 from boltzformer.metrics.lesions import LesionRule, lesion_rows
 from boltzformer.metrics.prediction_files import Prediction, PredictionFolder, strip_extension
 from boltzformer.metrics.size_buckets import MISSED_BELOW_DICE
-from boltzformer.metrics.volume_metrics import TOLERANCES_MM, bounding_box, volume_row
+from boltzformer.metrics.surfaces import bounding_box
+from boltzformer.metrics.volume_metrics import TOLERANCES_MM, volume_row
 
 CALIBRATION_MARGIN_MM = 10.0
 

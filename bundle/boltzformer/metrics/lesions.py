@@ -20,7 +20,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from boltzformer.metrics.size_buckets import DIAMETER_EDGES_MM, Buckets
-from boltzformer.metrics.volume_metrics import bounding_box
+from boltzformer.metrics.surfaces import bounding_box
 
 MATCHED, MISSED, FALSE_POSITIVE = "matched", "missed", "false positive"
 PANOPTIC_IOU = 0.5
@@ -64,7 +64,7 @@ def match_components(pred: np.ndarray, label: np.ndarray, min_iou: float) -> lis
     if not both.any():
         return []
     pairs, overlap = np.unique(np.stack([label[both], pred[both]]), axis=1, return_counts=True)
-    label_size, pred_size = np.bincount(label.ravel()), np.bincount(pred.ravel())
+    label_size, pred_size = (np.bincount(numbers[numbers > 0]) for numbers in (label, pred))
     iou = overlap / (label_size[pairs[0]] + pred_size[pairs[1]] - overlap)
     sure = iou > PANOPTIC_IOU
     matches = [(int(t), int(p), float(v)) for t, p, v in zip(*pairs[:, sure], iou[sure], strict=True)]
@@ -110,18 +110,18 @@ def lesion_rows(
     box = bounding_box(pred, label)
     if box is None:
         return []
-    origin = np.array([part.start for part in box])
     label_map, label_count = find_components(label[box], rule.connectivity)
     pred_map, pred_count = find_components(pred[box], rule.connectivity)
     voxel = math.prod(float(s) for s in spacing)
-    label_volumes = np.bincount(label_map.ravel(), minlength=label_count + 1) * voxel
-    pred_volumes = np.bincount(pred_map.ravel(), minlength=pred_count + 1) * voxel
-    label_centres = _centres(label_map, label_count) + origin
-    pred_centres = _centres(pred_map, pred_count) + origin
+    origin = [part.start for part in box]
+    label_sizes, label_centres = _sizes_and_centres(label_map, label_count, origin)
+    pred_sizes, pred_centres = _sizes_and_centres(pred_map, pred_count, origin)
+    label_volumes, pred_volumes = label_sizes * voxel, pred_sizes * voxel
     scores = None
     if probability is not None and pred_count:
+        inside = pred_map > 0
         statistic = ndimage.mean if rule.score == "mean" else ndimage.maximum
-        scores = statistic(probability[box], pred_map, np.arange(1, pred_count + 1))
+        scores = statistic(probability[box][inside], pred_map[inside], np.arange(1, pred_count + 1))
     partner = {t: (p, iou) for t, p, iou in match_components(pred_map, label_map, rule.min_iou)}
 
     def row(kind: str, t: int | None, p: int | None, iou: float | None) -> dict[str, Any]:
@@ -130,10 +130,10 @@ def lesion_rows(
             "kind": kind,
             "iou": iou,
             "dice": None if iou is None else 2 * iou / (1 + iou),
-            "label_mm3": None if t is None else float(label_volumes[t]),
-            "label_diameter_mm": None if t is None else equivalent_diameter(label_volumes[t]),
-            "predicted_mm3": None if p is None else float(pred_volumes[p]),
-            "predicted_diameter_mm": None if p is None else equivalent_diameter(pred_volumes[p]),
+            "label_mm3": None if t is None else float(label_volumes[t - 1]),
+            "label_diameter_mm": None if t is None else equivalent_diameter(label_volumes[t - 1]),
+            "predicted_mm3": None if p is None else float(pred_volumes[p - 1]),
+            "predicted_diameter_mm": None if p is None else equivalent_diameter(pred_volumes[p - 1]),
             "score": None if p is None or scores is None else float(scores[p - 1]),
             **dict(zip("ijk", (round(float(c), 1) for c in centre), strict=True)),
         }
@@ -235,11 +235,18 @@ def summarise_lesions(
     }
 
 
-def _centres(numbers: np.ndarray, count: int) -> np.ndarray:
-    """(count, 3) centres of mass in voxels of the numbered components."""
-    if count == 0:
-        return np.zeros((0, 3))
-    return np.asarray(ndimage.center_of_mass(numbers > 0, numbers, np.arange(1, count + 1)))
+def _sizes_and_centres(numbers: np.ndarray, count: int, origin: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels, (count,), and centres of mass in voxels, (count, 3), of the numbered components.
+
+    Only foreground voxels are visited: a box with stray voxels in its corners is nearly all background.
+    """
+    places = np.nonzero(numbers)
+    found = numbers[places] - 1
+    sizes = np.bincount(found, minlength=count)
+    sums = [
+        np.bincount(found, weights=axis + start, minlength=count) for axis, start in zip(places, origin, strict=True)
+    ]
+    return sizes, np.stack(sums, axis=1) / np.maximum(sizes, 1)[:, None]
 
 
 def _ratio(part: float, whole: float) -> float | None:

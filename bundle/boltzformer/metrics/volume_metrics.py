@@ -9,84 +9,22 @@ surface Dice 0, and no Hausdorff distance: none is finite, so it is counted, not
 from __future__ import annotations
 
 import math
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from monai.metrics import compute_hausdorff_distance
-from monai.metrics.utils import get_edge_surface_distance
 
 from boltzformer.metrics.size_buckets import MISSED_BELOW_DICE, describe_dice
+from boltzformer.metrics.surfaces import bounding_box, hausdorff95, surface_dice
 
 TOLERANCES_MM = (1.0, 2.0, 3.0)
-HAUSDORFF_PERCENTILE = 95
-
-
-def bounding_box(*masks: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
-    """Smallest box that holds every set voxel of all masks, grown by ``margin``; None where nothing is set."""
-    union = masks[0] if len(masks) == 1 else np.logical_or.reduce(masks)
-    box = []
-    for axis in range(union.ndim):
-        line = union.any(axis=tuple(other for other in range(union.ndim) if other != axis))
-        found = np.flatnonzero(line)
-        if found.size == 0:
-            return None
-        box.append(slice(max(found[0] - margin, 0), int(found[-1]) + 1 + margin))
-    return tuple(box)
 
 
 def overlap_dice(pred: np.ndarray, label: np.ndarray) -> float:
     """2 |P n L| / (|P| + |L|) of two boolean arrays; NaN where both are empty."""
     total = int(pred.sum()) + int(label.sum())
     return 2 * int((pred & label).sum()) / total if total else math.nan
-
-
-def surface_dice(
-    pred: np.ndarray, label: np.ndarray, spacing: Sequence[float], tolerances_mm: Sequence[float]
-) -> list[float]:
-    """Share of both surfaces' area that lies within a tolerance of the other surface (Nikolov et al. 2018).
-
-    Surface elements sit between voxels and carry their area in mm2 (marching cubes on 2x2x2 neighbourhoods),
-    so anisotropic voxels count as they should. The distances are computed once for all tolerances.
-
-    Args:
-        pred, label: boolean, the same 3D shape, neither empty.
-        spacing: voxel size in mm, one for each axis.
-        tolerances_mm: at or below which a surface element counts as right.
-    """
-    with _quiet():
-        edges, distances, areas = get_edge_surface_distance(
-            _tensor(pred), _tensor(label), spacing=list(spacing), use_subvoxels=True, symmetric=True
-        )
-    pred_area, label_area = areas[0][edges[0]].double(), areas[1][edges[1]].double()  # type: ignore[misc]
-    to_label, to_pred = distances[0], distances[1]  # type: ignore[misc]
-    total = float(pred_area.sum() + label_area.sum())
-    return [
-        float(pred_area[to_label <= limit].sum() + label_area[to_pred <= limit].sum()) / total
-        for limit in tolerances_mm
-    ]
-
-
-def hausdorff95(pred: np.ndarray, label: np.ndarray, spacing: Sequence[float]) -> float:
-    """95 % Hausdorff distance in mm: the larger of the two directed 95th percentiles over surface voxels.
-
-    Args:
-        pred, label: boolean, the same 3D shape, neither empty.
-        spacing: voxel size in mm, one for each axis.
-    """
-    with _quiet():
-        distance = compute_hausdorff_distance(
-            _tensor(pred)[None, None],
-            _tensor(label)[None, None],
-            include_background=True,
-            percentile=HAUSDORFF_PERCENTILE,
-            spacing=list(spacing),
-        )
-    return float(distance)
 
 
 def volume_row(
@@ -188,15 +126,3 @@ def _describe(rows: Sequence[Mapping[str, Any]], tolerances: Sequence[float], mi
         "mean_false_positive_mm3": math.fsum(negative) / len(negative) if negative else None,
     }
     return described
-
-
-def _tensor(mask: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(mask, dtype=bool))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence MONAI's notice about a deprecated argument that MONAI itself passes, once for each call."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
