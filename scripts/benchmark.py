@@ -54,7 +54,11 @@ class DecoderCase:
         torch.manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.decoder = BoltzFormerDecoder(dim, queries, attention_set=rule).to(device)
-        self.features = [torch.randn(batch, dim, *grid, device=device) for grid in GRIDS]
+        # channels last, as the pixel decoder gives them after Hiera and FocalNet
+        self.features = [
+            torch.randn(batch, dim, *grid, device=device).contiguous(memory_format=torch.channels_last)
+            for grid in GRIDS
+        ]
         self.finest = torch.randn(batch, dim, MAP_SIZE, MAP_SIZE, device=device)
         self.text = torch.randn(batch, 8, dim, device=device)
         patches = self.decoder.patches_per_layer(GRIDS)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_CHANNELS_AT_ONCE = 32
+_ROWS_AT_ONCE = 8
 
 
 class SemanticMap(Protocol):
@@ -166,8 +166,8 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
     if maps.device.type != "cpu" or torch.is_grad_enabled():
         return means(maps)
-    small = maps.new_empty(*maps.shape[:2], *size)
-    for channel in range(0, maps.shape[1], _CHANNELS_AT_ONCE):  # temporaries that stay in the cache
-        some = slice(channel, channel + _CHANNELS_AT_ONCE)
-        small[:, some] = means(maps[:, some])
+    small = torch.empty_like(maps[..., : size[0], : size[1]])
+    for top in range(0, size[0], _ROWS_AT_ONCE):  # temporaries that stay in the cache
+        bottom = min(top + _ROWS_AT_ONCE, size[0])
+        small[..., top:bottom, :] = means(maps[..., top * stride : bottom * stride, :])
     return small

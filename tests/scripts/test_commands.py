@@ -1,0 +1,85 @@
+"""The command-line tools that stand around the network."""
+
+from __future__ import annotations
+
+import torch
+import typer
+from boltzformer.networks.boltzformer import BoltzFormer
+from boltzformer.networks.image_encoder import ImageEncoder
+from boltzformer.networks.text_encoder import ClipTextEncoder
+from typer.testing import CliRunner
+
+from scripts import benchmark, convert_authors_checkpoint, measuring
+
+
+def command(function) -> typer.Typer:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(function)
+    return app
+
+
+def run(function, *arguments):
+    return CliRunner().invoke(command(function), [str(argument) for argument in arguments])
+
+
+def test_converted_checkpoint_loads_into_the_network(tmp_path):
+    network = BoltzFormer(
+        ImageEncoder("tiny_vit_5m_224"),
+        ClipTextEncoder(layers=1, width=32, heads=2),
+        dim=32,
+        num_queries=3,
+        num_heads=4,
+    )
+    theirs = {
+        "sem_seg_head.predictor.query_feat.weight": torch.full((3, 32), 2.0),
+        "sem_seg_head.predictor.mask_embed.layers.1.bias": torch.full((32,), 3.0),
+        "sem_seg_head.pixel_decoder.layer_1.weight": torch.full((32, 32, 3, 3), 4.0),
+        "output_conv.bias": torch.full((1,), 5.0),
+        "backbone.stem.weight": torch.zeros(1),
+    }
+    torch.save({"model": theirs}, tmp_path / "theirs.pth")
+    result = run(convert_authors_checkpoint.main, tmp_path / "theirs.pth", tmp_path / "ours.pt")
+    assert result.exit_code == 0, result.output
+    assert "4 tensors" in result.output
+    assert "backbone" in result.output
+    loaded = network.load_state_dict(torch.load(tmp_path / "ours.pt", weights_only=True), strict=False)
+    assert not loaded.unexpected_keys
+    assert network.decoder.query_features.unique().tolist() == [2]
+    assert network.decoder.mask_mlp[2].bias.unique().tolist() == [3]
+    assert network.pixel_decoder.outputs[0].conv.weight.unique().tolist() == [4]
+    assert network.pigma.combine.bias.tolist() == [5]
+
+
+def test_checkpoints_that_are_none(tmp_path):
+    (tmp_path / "text.pth").write_text("no checkpoint")
+    torch.save({"other.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    cases = {"absent": "not found", "text": "cannot be read", "other": "none of the authors", "list": "no state dict"}
+    for name, message in cases.items():
+        result = run(convert_authors_checkpoint.main, tmp_path / f"{name}.pth", tmp_path / "out.pt")
+        assert result.exit_code == 1
+        assert message in " ".join(result.output.split())
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_multiply_adds_are_counted():
+    linear = torch.nn.Linear(20, 30, bias=False)
+    assert measuring.multiply_adds(lambda: linear(torch.randn(5, 20))) == 5 * 20 * 30
+    attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+    query, key = torch.randn(1, 3, 16), torch.randn(1, 50, 16)
+    mask = torch.zeros(2, 3, 50, dtype=torch.bool)
+    with torch.no_grad():
+        counted = measuring.multiply_adds(lambda: attention(query, key, key, attn_mask=mask, need_weights=False))
+    assert counted == 16 * 16 * (3 + 50 + 50 + 3) + 2 * 3 * 50 * 16
+
+
+@torch.no_grad()
+def test_benchmark_compares_equal_functions():
+    case = benchmark.DecoderCase(dim=16, queries=2, with_projection=True)
+    case.decoder.requires_grad_(False)
+    benchmark.check_equal(case.fast(), case.plain())
+    row = measuring.compare("small", case.fast, case.plain, repeats=1)
+    assert row.ours_s > 0
+    assert row.faster > 0
+    assert row.ours_gmac < row.peer_gmac
+    assert row.ours_mib > 0
