@@ -1,0 +1,87 @@
+"""scripts/evaluate_bundle.py: a small real network on a small dataset, from volumes to the report."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import typer
+from boltzformer.data.volume_checks import read_volume
+from boltzformer.metrics.case_evaluation import LabelledCase
+from boltzformer.metrics.folder_evaluation import evaluate_folder
+from boltzformer.metrics.prediction_files import PredictionFolder
+from typer.testing import CliRunner, Result
+
+from tests.support import SMALL_NETWORK, small_network, write_json
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate_bundle.py"
+OBJECTS = {"1": "liver lesion", "2": "left kidney"}
+
+
+def run(*arguments) -> Result:
+    spec = importlib.util.spec_from_file_location("evaluate_bundle", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app = typer.Typer()
+    app.command()(module.main)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def dataset(labels_dir, make_volume) -> Path:
+    root = labels_dir.parent
+    for path in labels_dir.glob("*.nii.gz"):
+        label = np.asarray(nib.load(path).dataobj)
+        image = np.random.default_rng(0).normal(0, 20, label.shape) + 200.0 * label
+        make_volume(root / "images" / path.name, image.astype(np.int16))
+    names = sorted(path.name for path in labels_dir.glob("*.nii.gz"))
+    items = [{"image": f"images/{name}", "label": f"labels/{name}"} for name in names]
+    content = {"name": "set", "modality": {"0": "CT"}, "labels": OBJECTS}
+    write_json(root / "dataset.json", {**content, "training": items[:1], "validation": items[1:]})
+    return root
+
+
+@pytest.fixture
+def options(tmp_path, dataset) -> list:
+    torch.save(small_network().state_dict(), tmp_path / "model.pt")
+    overlay = write_json(tmp_path / "small.json", {**SMALL_NETWORK, "device": "$torch.device('cpu')"})
+    return ["--dataset-dir", dataset, "--overlay", overlay, "--checkpoint", tmp_path / "model.pt"]
+
+
+def test_volumes_to_report(options, dataset, tmp_path):
+    done = run(*options, "--output-dir", tmp_path / "out", "--decodings", 2)
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert written["volumes"]["overall"]["n"] == 4
+    assert written["calibration"]["overall"]["voxels"] > 0
+    assert (tmp_path / "out" / "predictions" / "case_1" / "left_kidney_entropy.nii.gz").is_file()
+    assert "Worst volumes" in (tmp_path / "out" / "report.html").read_text()
+    # the same numbers from its files, by hand
+    names = {int(value): name for value, name in OBJECTS.items()}
+    cases = [LabelledCase(dataset / "labels" / f"case_{i}.nii.gz", names, "set", f"case_{i}") for i in (1, 2)]
+    again = evaluate_folder(cases, PredictionFolder(tmp_path / "out" / "predictions"), read_volume)
+    assert json.loads(json.dumps(again.summary["volumes"])) == written["volumes"]
+
+
+def test_a_broken_image_costs_its_own_case(options, dataset, tmp_path):
+    array = np.full((24, 20, 12), np.nan, np.float32)
+    nib.save(
+        nib.Nifti1Image(array, nib.load(dataset / "labels" / "case_1.nii.gz").affine), dataset / "images" / "x.nii"
+    )
+    (dataset / "images" / "x.nii").rename(dataset / "images" / "case_1.nii.gz")  # and no gzip file either
+    done = run(*options, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "case_1.nii.gz" in done.stderr
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["volumes"]["overall"]["n"] == 2
+
+
+def test_wrong_weights_are_one_line(options, tmp_path):
+    done = run(*options[:4], "--checkpoint", tmp_path / "nowhere.pt", "--output-dir", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "nowhere.pt" in done.stderr
+    assert isinstance(done.exception, SystemExit)
