@@ -76,12 +76,12 @@ def main(
             raise InputError(f"no case could be segmented; the first: {next(iter(failures.values()))}")
         cases = [LabelledCase.from_dict(case) for case in done]
         scored = PredictionFolder(folder, names)
-        found = score(cases, scored, settings, workers, output_dir, compare_to, pictures, title)
+        lost = [{"case": Path(image).name, "object": "", "error": text} for image, text in failures.items()]
+        found = score(cases, scored, settings, workers, output_dir, compare_to, pictures, title, lost)
     except (InputError, ValueError) as error:
         Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    listed = [{"case": Path(image).name, "object": "", "error": message} for image, message in failures.items()]
-    end(listed + found.failures)
+    end(found.failures)
 
 
 def use_decodings(segmenter: Segmenter, decodings: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,14 +85,16 @@ def score(
     compare_to: Path | None,
     pictures: int,
     title: str,
+    lost: Sequence[dict[str, str]] = (),
 ) -> Evaluation:
-    """Evaluate, write all files and print the tables."""
+    """Evaluate, write all files and print the tables; ``lost`` are failures from before, for the lists."""
     console = Console()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=len(cases))
         found = evaluate_folder(
             cases, folder, read_volume, settings, workers, progress=lambda _: progress.advance(task)
         )
+    found.failures[:0] = lost
     found.write(output_dir)
     comparison = None if compare_to is None else compare_with(found, compare_to)
     if comparison is not None:

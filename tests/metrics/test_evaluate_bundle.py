@@ -69,15 +69,14 @@ def test_volumes_to_report(options, dataset, tmp_path):
 
 
 def test_a_broken_image_costs_its_own_case(options, dataset, tmp_path):
-    array = np.full((24, 20, 12), np.nan, np.float32)
-    nib.save(
-        nib.Nifti1Image(array, nib.load(dataset / "labels" / "case_1.nii.gz").affine), dataset / "images" / "x.nii"
-    )
-    (dataset / "images" / "x.nii").rename(dataset / "images" / "case_1.nii.gz")  # and no gzip file either
+    (dataset / "images" / "case_1.nii.gz").write_bytes(b"no volume")
     done = run(*options, "--output-dir", tmp_path / "out")
     assert done.exit_code == 1
     assert "case_1.nii.gz" in done.stderr
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["volumes"]["overall"]["n"] == 2
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert written["volumes"]["overall"]["n"] == 2
+    assert [failure["case"] for failure in written["failures"]] == ["case_1.nii.gz"]
+    assert "1 could not be scored" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_wrong_weights_are_one_line(options, tmp_path):
