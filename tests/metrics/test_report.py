@@ -168,3 +168,11 @@ def test_comparison_reads_the_files_that_were_written(evaluated, labels_dir, exa
     assert sum(b["share_of_difference"] for b in comparison["buckets_percent"].values()) == pytest.approx(1)
     with pytest.raises(InputError, match="nowhere"):
         compare_with(better, Path("nowhere"))
+
+
+def test_picture_is_of_the_slice_with_the_most_wrong_voxels():
+    label, pred = np.zeros((2, 30, 30, 6), bool)
+    label[5:15, 5:15, 1] = pred[5:15, 5:15, 1] = True
+    assert case_picture(label, pred, (1.0, 1.0, 1.0))[1] == 1
+    pred[20:22, 20:22, 4] = True
+    assert case_picture(label, pred, (1.0, 1.0, 1.0))[1] == 4

@@ -32,7 +32,8 @@ def worst_volumes(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, 
 def case_picture(
     label: np.ndarray, pred: np.ndarray, spacing: Sequence[float], image: np.ndarray | None = None, axis: int = 2
 ) -> tuple[bytes, int]:
-    """PNG of the slice where the label is largest: whole, and a box around the object.
+    """PNG of the slice with the most wrong voxels (where the label is largest if none is wrong): whole, and a closer
+    look.
 
     Args:
         label, pred: boolean, the same 3D shape, in RAS orientation; at least one not empty.
@@ -45,8 +46,8 @@ def case_picture(
         the PNG file's bytes, and the index of the slice.
     """
     others = tuple(a for a in range(3) if a != axis)
-    counts = (label if label.any() else pred).sum(axis=others)
-    index = int(counts.argmax())
+    wrong = label != pred
+    index = int((wrong if wrong.any() else label).sum(axis=others).argmax())
     planes = [np.take(mask, index, axis=axis) for mask in (label, pred)]
     background = np.zeros(planes[0].shape) if image is None else np.take(image, index, axis=axis).astype(np.float64)
     size = [float(spacing[a]) for a in others]

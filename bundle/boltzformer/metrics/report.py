@@ -169,8 +169,8 @@ def _interval(entry: Mapping[str, Any], how: str = "number") -> str:
 
 
 def _brief(value: float | None) -> str:
-    """Three significant digits, for numbers of any size."""
-    return "-" if value is None else f"{value:.3g}"
+    """Three significant digits, for numbers of any size; whole numbers from 1000 on."""
+    return "-" if value is None else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _column_name(column: str) -> str:
