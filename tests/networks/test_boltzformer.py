@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from boltzformer.errors import InputError
+from boltzformer.networks import positions, semantic_map
 
 PROMPTS = ["lung nodule in chest CT", "liver", "right parotid gland in head and neck CT"]
 
@@ -156,3 +157,84 @@ def test_bfloat16_autocast_agrees_with_float32(make_network, image, gather):
         loss = network(image, PROMPTS).square().mean()
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def gradients_of_scales(network, features, text):
+    torch.manual_seed(5)
+    for scale in features.scales:
+        scale.maps.requires_grad_()
+        scale.maps.grad = None
+    network.decode(features, text, seed=0).square().sum().backward()
+    return [scale.maps.grad.clone() for scale in features.scales]
+
+
+def test_decoding_without_gradient_leaves_nothing_behind_for_decoding_with_it(make_network, image):
+    network = make_network().eval()
+    network.requires_grad_(False)
+
+    def encoded():
+        with torch.no_grad():
+            return network.encode_image(image[:1]), network.encode_text(PROMPTS[:1])
+
+    features, text = encoded()
+    cold = gradients_of_scales(network, features, text)
+    features, text = encoded()
+    with torch.no_grad():
+        network.decode(features, text)
+    warm = gradients_of_scales(network, features, text)
+    again = gradients_of_scales(network, features, text)  # a second graph over the same encoding
+    for one, two, three in zip(cold, warm, again, strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+        assert torch.allclose(one, three, atol=1e-5)
+
+
+def test_training_after_inference_mode(make_network):
+    positions._cache.clear()
+    network = make_network()
+    with torch.inference_mode():
+        network.eval()(torch.rand(1, 1, 64, 64), ["liver"])
+    network.train()(torch.rand(2, 1, 64, 64), ["liver", "aorta"]).sum().backward()
+
+
+def test_network_can_be_pickled(make_network, tmp_path, image):
+    network = make_network().eval()
+    torch.save(network, tmp_path / "network.pt")
+    loaded = torch.load(tmp_path / "network.pt", weights_only=False)
+    with torch.no_grad():
+        assert torch.equal(loaded(image, PROMPTS), network(image, PROMPTS))
+
+
+@torch.no_grad()
+def test_counts_must_match(network, image):
+    features, text = network.encode_image(image[:2]), network.encode_text(PROMPTS)
+    with pytest.raises(InputError, match="2 slices came with 3 prompts"):
+        network.decode(features, text)
+    with pytest.raises(InputError, match="2 slices came with 1 prompts"):
+        network.decode(features, text[:1])
+
+
+@torch.no_grad()
+def test_prompts_of_a_slice_share_its_rows_and_resized_maps(make_network, image, monkeypatch):
+    network = make_network(fold_semantic_map=False).eval()
+    resized = []
+    original = semantic_map._resize
+    monkeypatch.setattr(semantic_map, "_resize", lambda *arguments: resized.append(1) or original(*arguments))
+    one, text = network.encode_image(image[:1]), network.encode_text(PROMPTS)
+    many = one.expand(3)
+    masks = network.decode(many, text)
+    assert len(resized) == 3  # one for each scale, not for each prompt
+    assert len({scale.rows.data_ptr() for scale in (many.scales[0], many[1:2].scales[0], one.scales[0])}) == 1
+    assert torch.equal(masks[2:], network.decode(one, text[2:]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_heads": 5}, "num_heads"),
+        ({"sample_ratio": 2}, "sample_ratio"),
+        ({"image_size": [64, 64, 64]}, "height and width"),
+    ],
+)
+def test_settings_out_of_range_are_an_input_error(make_network, settings, message):
+    with pytest.raises(InputError, match=message):
+        make_network(**settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from boltzformer.errors import InputError
 from boltzformer.networks.boltzmann_attention import PatchFeatures
 from boltzformer.networks.decoder import BoltzFormerDecoder
 from boltzformer.networks.noise import fresh_noise
@@ -132,5 +133,5 @@ def test_folding_is_chosen_from_the_sizes():
     ],
 )
 def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         BoltzFormerDecoder(dim=32, **settings)

@@ -58,6 +58,15 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
         assert f"{file}.safetensors" in str(error.value)
 
 
+@torch.no_grad()
+def test_backbones_that_build_but_cannot_run():
+    swin = ImageEncoder("swin_tiny_patch4_window7_224")
+    with pytest.raises(InputError, match="channels last"):
+        swin(torch.rand(1, 3, 224, 224))
+    with pytest.raises(InputError, match="takes no"):
+        swin(torch.rand(1, 3, 64, 64))
+
+
 def test_unknown_and_unfit_backbones():
     with pytest.raises(InputError, match="Unknown backbone 'tiny_vitt'"):
         ImageEncoder("tiny_vitt")
@@ -106,6 +115,7 @@ def test_embeddings_do_not_depend_on_padding():
     assert torch.allclose(long(["lung nodule"]).tokens, short(["lung nodule"]).tokens, atol=1e-6)
 
 
+@torch.no_grad()
 def test_cache_is_used_and_forgotten_when_weights_change(clip):
     first = clip(["liver"]).tokens
     assert clip._cached("liver") is clip._cached("liver")
@@ -114,10 +124,18 @@ def test_cache_is_used_and_forgotten_when_weights_change(clip):
     assert not torch.equal(clip(["liver"]).tokens, first)
     clip.load_state_dict(state)
     assert torch.equal(clip(["liver"]).tokens, first)
-    clip.train()
+    assert clip(["liver"]).tokens.shape == first.shape
+
+
+def test_weights_that_may_change_learn_in_evaluation_mode_too(clip):
     assert clip(["liver"]).tokens.requires_grad
-    clip.eval()
-    assert torch.equal(clip(["liver"]).tokens, first)
+    with torch.no_grad():
+        first = clip(["liver"]).tokens
+        for parameter in clip.tower.parameters():
+            parameter.add_(0.01)
+        assert not torch.equal(clip(["liver"]).tokens, first)
+        for parameter in clip.tower.parameters():
+            parameter.sub_(0.01)
 
 
 def test_frozen_encoder_never_learns():

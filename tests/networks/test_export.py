@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from boltzformer.errors import InputError
+from boltzformer.networks import positions
 from boltzformer.networks.export import TensorCore, core_noise, example_inputs
 
 from scripts.export import export
@@ -25,7 +26,10 @@ def test_core_equals_the_network(network):
 def test_exported_file_equals_eager(network, tmp_path, ending):
     if ending == ".onnx":
         pytest.importorskip("onnxruntime")
+    positions._cache.clear()  # as in a fresh process: nothing that tracing makes may be kept
     assert export(network, tmp_path / f"core{ending}") < 1e-4
+    assert all(type(table) is torch.Tensor for table in positions._cache.values())
+    assert next(network.parameters()).requires_grad
 
 
 def test_other_endings_are_refused(network, tmp_path):

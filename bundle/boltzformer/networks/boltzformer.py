@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from boltzformer.errors import InputError
 
 from .boltzmann_attention import PatchFeatures
-from .decoder import BoltzFormerDecoder
+from .decoder import BoltzFormerDecoder, check_settings
 from .features import ImageFeatures, semantic_map_of
 from .image_encoder import ImageEncoder
 from .noise import Noise, SeededNoise, fresh_noise
@@ -49,7 +50,7 @@ class BoltzFormer(nn.Module):
         fold_semantic_map: fold the last convolution into the queries; None decides from the sizes, on the CPU.
 
     Raises:
-        InputError: ``image_size`` is no multiple of 32.
+        InputError: ``image_size`` is no multiple of 32, or a setting is out of its range.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class BoltzFormer(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size = _check_image_size(image_size)
+        check_settings(dim, num_heads, sample_ratio, base_temperature, attention_set)
         self.default_prompt, self.seed = default_prompt, seed
         self.batch_invariant, self.fold_semantic_map = batch_invariant, fold_semantic_map
         self.image_encoder = image_encoder
@@ -89,7 +91,7 @@ class BoltzFormer(nn.Module):
             num_heads,
             feedforward_dim,
             encoder_layers,
-            norm_groups=min(32, dim // 4),
+            norm_groups=math.gcd(32, dim),
         )
         self.mask_features = nn.Conv2d(dim, dim, kernel_size=3, padding=1)
         self.decoder = BoltzFormerDecoder(
@@ -125,8 +127,6 @@ class BoltzFormer(nn.Module):
             text = [self.default_prompt] * image.shape[0]
         if not isinstance(text, TextFeatures):
             text = self.encode_text(text)
-        if len(text) != image.shape[0]:
-            raise InputError(f"{image.shape[0]} slices came with {len(text)} prompts; give one prompt for each slice.")
         return self.decode(self.encode_image(image), text)
 
     def segment(self, image: Tensor, prompts: Sequence[str] | TextFeatures, seed: int | None = None) -> Tensor:
@@ -189,6 +189,8 @@ class BoltzFormer(nn.Module):
         Returns:
             Mask logits, (B, 1, *size), float32.
         """
+        if len(features) != len(text):
+            raise InputError(f"{len(features)} slices came with {len(text)} prompts; give one prompt for each slice.")
         size = size or features.input_size
         if trace is None and self._one_by_one() and len(features) > 1:
             parts = range(len(features))
@@ -228,7 +230,8 @@ class BoltzFormer(nn.Module):
         if input_size != self.image_size:
             shrinks = input_size[0] > self.image_size[0] or input_size[1] > self.image_size[1]
             image = F.interpolate(image, size=self.image_size, mode="bilinear", align_corners=False, antialias=shrinks)
-        image = self.image_encoder.normalise(image.expand(-1, 3, -1, -1))
+        image = image.to(self.image_encoder.mean.dtype).expand(-1, 3, -1, -1)
+        image = self.image_encoder.normalise(image)
         scales, finest = self.pixel_decoder(self.image_encoder(image))
         semantic_map = semantic_map_of(finest, self.mask_features, self._folds(finest))
         map_size = (int(finest.shape[-2]), int(finest.shape[-1]))
@@ -269,7 +272,10 @@ def _rows(noise: Noise | None, index: int) -> Noise | None:
 
 
 def _check_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    sizes = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    if len(sizes) != 2:
+        raise InputError(f"image_size={image_size} must be one number or height and width.")
+    height, width = sizes
     if height < 32 or width < 32 or height % 32 or width % 32:
         raise InputError(f"image_size={image_size} must be a multiple of 32, at least 32.")
     return height, width

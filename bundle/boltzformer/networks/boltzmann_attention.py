@@ -29,6 +29,7 @@ class PatchFeatures:
         self.size = (int(maps.shape[-2]), int(maps.shape[-1]))
         self.columns = maps.flatten(2)
         self._rows: Tensor | None = None
+        self._source: PatchFeatures | None = None
 
     @property
     def rows(self) -> Tensor:
@@ -36,7 +37,9 @@ class PatchFeatures:
 
         A layer that reads it puts back what :func:`gathered_attention` returns, for the sake of the backward pass.
         """
-        if self._rows is None:
+        if self._rows is None and self._source is not None:
+            self._rows = self._source.rows.expand(self.maps.shape[0], -1, -1)
+        elif self._rows is None:
             rows = self.columns.transpose(1, 2)
             if not rows.is_contiguous():
                 # one by one: torch copies a transposed matrix in blocks, but not a batch of them
@@ -52,7 +55,14 @@ class PatchFeatures:
     def __getitem__(self, index: slice) -> PatchFeatures:
         part = PatchFeatures(self.maps[index])
         part._rows = None if self._rows is None else self._rows[index]
+        part._source = self._source
         return part
+
+    def expand(self, count: int) -> PatchFeatures:
+        """One slice for ``count`` prompts; nothing is copied, and the rows are made once for all of them."""
+        many = PatchFeatures(self.maps.expand(count, -1, -1, -1))
+        many._source = self
+        return many
 
 
 @dataclass

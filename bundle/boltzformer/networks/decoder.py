@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from boltzformer.errors import InputError
+
 from .boltzmann_attention import BoltzmannAttention, PatchFeatures
 from .noise import Noise
 from .sampling import AttentionRule, attention_set, temperature
@@ -59,7 +61,7 @@ class BoltzFormerDecoder(nn.Module):
         text_conditioned_prior: bool = True,
     ) -> None:
         super().__init__()
-        _check_settings(dim, num_heads, sample_ratio, base_temperature, attention_set)
+        check_settings(dim, num_heads, sample_ratio, base_temperature, attention_set)
         self.num_queries, self.num_layers, self.num_scales = num_queries, num_layers, num_scales
         self.sample_ratio, self.base_temperature = sample_ratio, base_temperature
         self.rule, self.threshold = attention_set, threshold
@@ -105,6 +107,8 @@ class BoltzFormerDecoder(nn.Module):
         Returns:
             Mask embeddings mu = MLP(q) of the last layer, (B, m, d).
         """
+        if torch.is_grad_enabled():  # layers chain their gradients through a scale's rows: one chain a pass
+            scales = [PatchFeatures(scale.maps) for scale in scales]
         queries, text, position, ignored = self._prior(text, text_mask)
         for layer, module in enumerate(self.blocks):
             block = cast(DecoderBlock, module)
@@ -151,12 +155,13 @@ class BoltzFormerDecoder(nn.Module):
             return attention_set(logits, noise, tau, self.rule, self.sample_ratio, self.threshold)
 
 
-def _check_settings(dim: int, num_heads: int, sample_ratio: float, base_temperature: float, rule: str) -> None:
+def check_settings(dim: int, num_heads: int, sample_ratio: float, base_temperature: float, rule: str) -> None:
+    """Raise :class:`InputError` unless the settings make a network."""
     if dim % num_heads or dim % 4:
-        raise ValueError(f"dim={dim} must be a multiple of 4 and of num_heads={num_heads}")
+        raise InputError(f"dim={dim} must be a multiple of 4 and of num_heads={num_heads}")
     if not 0 < sample_ratio <= 1:
-        raise ValueError(f"sample_ratio={sample_ratio} must be above 0 and at most 1")
+        raise InputError(f"sample_ratio={sample_ratio} must be above 0 and at most 1")
     if base_temperature <= 0:
-        raise ValueError(f"base_temperature={base_temperature} must be above 0")
+        raise InputError(f"base_temperature={base_temperature} must be above 0")
     if rule not in ("boltzmann", "threshold", "full"):
-        raise ValueError(f"attention_set={rule!r} must be 'boltzmann', 'threshold' or 'full'")
+        raise InputError(f"attention_set={rule!r} must be 'boltzmann', 'threshold' or 'full'")

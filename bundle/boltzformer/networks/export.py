@@ -6,6 +6,8 @@ exactly and gives the masks of the eager network.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -65,6 +67,6 @@ def example_inputs(network: BoltzFormer, prompt: str) -> tuple[Tensor, Tensor, T
 
 def export_program(network: BoltzFormer, prompt: str = "lesion") -> torch.export.ExportedProgram:
     """torch.export of the core; the number of text tokens stays free (2 to 77)."""
-    core = TensorCore(network.eval()).requires_grad_(False)
+    core = TensorCore(copy.deepcopy(network).eval()).requires_grad_(False)
     tokens = torch.export.Dim("tokens", min=2, max=77)
     return torch.export.export(core, example_inputs(network, prompt), dynamic_shapes=(None, {1: tokens}, None))

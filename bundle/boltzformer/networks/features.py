@@ -45,7 +45,7 @@ class ImageFeatures:
     def expand(self, count: int) -> ImageFeatures:
         """One slice for ``count`` prompts, without copying."""
         return ImageFeatures(
-            [PatchFeatures(scale.maps.expand(count, -1, -1, -1)) for scale in self.scales],
+            [scale.expand(count) for scale in self.scales],
             self.semantic_map.expand(count),
             self.image_at_map.expand(count, -1, -1, -1),
             self.image_at_double.expand(count, -1, -1, -1),

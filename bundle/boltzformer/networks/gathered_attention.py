@@ -76,7 +76,7 @@ class _GatheredAttention(torch.autograd.Function):
             bias = _table(row_bias[b]).index_select(0, sets.row) + _table(column_bias[b]).index_select(0, sets.column)
             for s, (pairs, patch) in enumerate(_by_set(sets)):
                 gathered = rows[b].index_select(0, patch)
-                weight = bias[pairs].addmm_(gathered, queries[b, s].T).T.softmax(1)
+                weight = torch.addmm(bias[pairs], gathered, queries[b, s].T).T.softmax(1)
                 torch.mm(weight, gathered, out=context[b, s])
                 bias[pairs] = weight.T
             ctx.sets.append(sets)
@@ -104,7 +104,7 @@ class _GatheredAttention(torch.autograd.Function):
                 grad_weight = gathered @ upstream.T
                 score = weight * (grad_weight - (weight * grad_weight).sum(0))
                 torch.mm(score.T, gathered, out=grad_queries[b, s])
-                grad_rows[b].index_add_(0, patch, (weight @ upstream).addmm_(score, queries[b, s]))
+                grad_rows[b].index_add_(0, patch, torch.addmm(weight @ upstream, score, queries[b, s]))
                 grad_score[pairs] = score
             grad_row_bias[b] = _untable(grad_score, sets.row, queries.shape[1], height)
             grad_column_bias[b] = _untable(grad_score, sets.column, queries.shape[1], width)

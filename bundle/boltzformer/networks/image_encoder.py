@@ -61,7 +61,13 @@ class ImageEncoder(nn.Module):
         Returns:
             Four tensors (B, C_i, H / s, W / s) for s = 4, 8, 16, 32.
         """
-        return self.backbone(image)
+        try:
+            features = self.backbone(image)
+        except AssertionError as error:  # how timm's fixed-size models refuse an image
+            raise InputError(f"Backbone {self.name!r} takes no {tuple(image.shape[-2:])} slices ({error}).") from error
+        if [feature.shape[1] for feature in features] != self.channels:
+            raise InputError(f"Backbone {self.name!r} gives features with the channels last; choose another.")
+        return features
 
     def normalise(self, image: Tensor) -> Tensor:
         """[0, 1] -> the mean and standard deviation that the backbone was trained with."""

@@ -22,11 +22,11 @@ class SeededNoise:
     The field is drawn on the CPU (the same on every device) and kept on the device that asks for it.
 
     Args:
-        capacity: how many (seed, grid, device) fields are kept.
+        capacity_mib: memory that the kept fields may take; the one not used for longest goes first.
     """
 
-    def __init__(self, capacity: int = 16) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity_mib: float = 1024) -> None:
+        self._capacity = capacity_mib * 2**20
         self._fields: dict[tuple, list[Tensor]] = {}
 
     def __call__(
@@ -34,10 +34,16 @@ class SeededNoise:
     ) -> list[Tensor]:
         """Noise of shape (1, sets, queries, patches[i]) for each layer i."""
         key = (seed, sets, queries, tuple(patches), device)
-        if key not in self._fields:
-            if len(self._fields) >= self._capacity:
-                self._fields.pop(next(iter(self._fields)))
+        field = self._fields.pop(key, None)
+        if field is None:
             generator = torch.Generator().manual_seed(seed)
-            field = [torch.empty(1, sets, queries, n).exponential_(generator=generator) for n in patches]
-            self._fields[key] = [layer.to(device) for layer in field]
-        return self._fields[key]
+            drawn = [torch.empty(1, sets, queries, n).exponential_(generator=generator) for n in patches]
+            field = [layer.to(device) for layer in drawn]
+        self._fields[key] = field  # last: the most recently used
+        while len(self._fields) > 1 and sum(map(_bytes, self._fields.values())) > self._capacity:
+            self._fields.pop(next(iter(self._fields)))
+        return field
+
+
+def _bytes(field: list[Tensor]) -> int:
+    return sum(layer.numel() * layer.element_size() for layer in field)

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+_cache: dict[tuple[int, int, torch.device], Tensor] = {}
 
-@lru_cache(maxsize=64)
+
 def _axis_embedding(length: int, features: int, device: torch.device) -> Tensor:
+    """The embedding of one axis, computed once for each size and device."""
+    if torch.compiler.is_compiling():  # a tracer's tensors must not outlive the trace
+        return _compute(length, features, device)
+    key = (length, features, device)
+    if key not in _cache:
+        with torch.inference_mode(False):  # else training could not use what inference left
+            embedding = _compute(length, features, device)
+        if type(embedding) is not Tensor:
+            return embedding
+        _cache[key] = embedding
+    return _cache[key]
+
+
+def _compute(length: int, features: int, device: torch.device) -> Tensor:
     position = torch.arange(1, length + 1, dtype=torch.float32, device=device) / (length + 1e-6) * 2 * math.pi
     index = torch.arange(features, dtype=torch.float32, device=device)
     frequency = 10000.0 ** (2 * torch.div(index, 2, rounding_mode="floor") / features)

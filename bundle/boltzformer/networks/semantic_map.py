@@ -45,6 +45,7 @@ class ExplicitSemanticMap:
     def __init__(self, semantic_map: Tensor) -> None:
         self.semantic_map = semantic_map
         self._resized: dict[tuple[int, int], Tensor] = {}
+        self._source: ExplicitSemanticMap | None = None
 
     def mask_logits(self, mu: Tensor) -> Tensor:
         """Mask logits (B, m, H, W) of queries (B, m, d)."""
@@ -52,19 +53,30 @@ class ExplicitSemanticMap:
 
     def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
         """Mask logits at a patch grid, (B, m, h, w), float32 under autocast too."""
+        with torch.autocast(mu.device.type, enabled=False):
+            return _read(mu.float(), self._at(size))
+
+    def _at(self, size: tuple[int, int]) -> Tensor:
+        """The map at a patch grid; prompts of one slice share their slice's."""
+        if self._source is not None:
+            return self._source._at(size).expand(self.semantic_map.shape[0], -1, -1, -1)
+        if torch.is_grad_enabled():
+            return _resize(self.semantic_map.float(), size)
         if size not in self._resized:
             self._resized[size] = _resize(self.semantic_map.float(), size)
-        with torch.autocast(mu.device.type, enabled=False):
-            return _read(mu.float(), self._resized[size])
+        return self._resized[size]
 
     def __getitem__(self, index: slice) -> ExplicitSemanticMap:
         part = ExplicitSemanticMap(self.semantic_map[index])
         part._resized = {size: maps[index] for size, maps in self._resized.items()}
+        part._source = self._source
         return part
 
     def expand(self, count: int) -> ExplicitSemanticMap:
         """One slice's map for ``count`` prompts, without copying."""
-        return ExplicitSemanticMap(self.semantic_map.expand(count, -1, -1, -1))
+        many = ExplicitSemanticMap(self.semantic_map.expand(count, -1, -1, -1))
+        many._source = self
+        return many
 
     def concatenate(self, parts: Sequence[ExplicitSemanticMap]) -> ExplicitSemanticMap:
         """Several maps, one after another."""

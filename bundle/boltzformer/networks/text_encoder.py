@@ -23,6 +23,8 @@ from boltzformer.errors import InputError
 
 logger = logging.getLogger(__name__)
 
+CACHED_PROMPTS = 4096
+
 
 @dataclass
 class TextFeatures:
@@ -60,7 +62,7 @@ class TextEncoder(nn.Module, ABC):
         self.width = width
         self.frozen = frozen
         self._cache: dict[str, Tensor] = {}
-        self.register_load_state_dict_post_hook(lambda module, _: module._cache.clear())
+        self._cached_version = -1
 
     @abstractmethod
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -83,15 +85,13 @@ class TextEncoder(nn.Module, ABC):
             InputError: a prompt is empty or not text.
         """
         check_prompts(prompts)
-        if self.training and not self.frozen:
+        if torch.is_grad_enabled() and not self.frozen:
             return self._encode_with_gradient(prompts)
         with torch.no_grad():
             return _pad([self._cached(prompt) for prompt in prompts])
 
     def train(self, mode: bool = True) -> TextEncoder:
-        """As in torch; embeddings of weights that may change are forgotten, a frozen encoder stays in evaluation."""
-        if mode and not self.frozen:
-            self._cache.clear()
+        """As in torch, but a frozen encoder stays in evaluation."""
         return super().train(mode and not self.frozen)
 
     def freeze_if_asked(self) -> None:
@@ -105,12 +105,16 @@ class TextEncoder(nn.Module, ABC):
         return super()._apply(fn, recurse)
 
     def _cached(self, prompt: str) -> Tensor:
+        version = sum(parameter._version for parameter in self.parameters())  # rises with every change in place
+        if version != self._cached_version or len(self._cache) >= CACHED_PROMPTS:
+            self._cache.clear()
+            self._cached_version = version
         if prompt not in self._cache:
             ids, mask = self.tokenise([prompt])
             device = next(self.parameters()).device
             with torch.autocast(device.type, enabled=False):
                 tokens = self.embed(ids.to(device), mask.to(device))
-            self._cache[prompt] = tokens[0, : int(mask.sum())]
+            self._cache[prompt] = tokens[0, : int(mask.sum())].clone()
         return self._cache[prompt]
 
     def _encode_with_gradient(self, prompts: Sequence[str]) -> TextFeatures:
@@ -215,7 +219,11 @@ class HuggingFaceTextEncoder(TextEncoder):
                 f"Text encoder {name!r} cannot be loaded ({str(error).splitlines()[0]}); "
                 "give a folder that holds config.json, the tokenizer's files and the weights."
             ) from error
-        model = getattr(model, "text_model", model)
+        model = getattr(model, "text_model", model)  # CLIP and its like
+        if getattr(model.config, "is_encoder_decoder", False):
+            model = model.get_encoder()
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # unused here: its weights would never get a gradient
         super().__init__(width=model.config.hidden_size, frozen=frozen)
         self.tokenizer = tokenizer
         self.context_length = context_length
@@ -226,6 +234,9 @@ class HuggingFaceTextEncoder(TextEncoder):
         """See :class:`TextEncoder`; padded on the right whatever the tokenizer's own side."""
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        for prompt in prompts:
+            if len(self.tokenizer(prompt)["input_ids"]) > self.context_length:
+                logger.warning("Prompt %r is cut to %d tokens.", prompt, self.context_length)
         batch = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -255,5 +266,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
 def _pad(rows: Sequence[Tensor]) -> TextFeatures:
     tokens = pad_sequence(list(rows), batch_first=True)
     lengths = tuple(len(row) for row in rows)
-    mask = torch.arange(tokens.shape[1])[None] < torch.tensor(lengths)[:, None]
-    return TextFeatures(tokens, mask.to(tokens.device), lengths)
+    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    for row, length in zip(mask, lengths, strict=True):  # filled on the device: a copy from the host would wait for it
+        row[:length] = True
+    return TextFeatures(tokens, mask, lengths)
