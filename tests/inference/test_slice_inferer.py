@@ -8,7 +8,7 @@ from boltzformer.data.prompt_file import Prompt
 from boltzformer.errors import InputError
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
-from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.inference.slice_inferer import PromptedSliceInferer, _SliceProgress
 from monai.data import MetaTensor
 
 from tests.support import small_network
@@ -106,6 +106,19 @@ def test_prompts_of_a_file_and_of_a_call(volume, network):
     inferer = PromptedSliceInferer([Prompt("aorta", "vessel")])
     assert torch.equal(inferer(volume, network), PromptedSliceInferer("aorta")(volume, network))
     assert inferer(volume, network, prompts=PROMPTS[:2]).shape[1] == 2
+
+
+def test_progress_is_logged_where_there_is_no_terminal(volume, network, caplog, monkeypatch):
+    monkeypatch.setattr(_SliceProgress, "INTERVAL", 0.0)
+    with caplog.at_level("INFO"):
+        PromptedSliceInferer("aorta", memory_gb=1e-9)(volume, network)
+    lines = [line for line in caplog.messages if line.startswith("slice ")]
+    assert len(lines) == 6
+    assert "slice 7/7" in lines[-1]
+    assert "volume ends in 0:00:00" in lines[-1]
+    caplog.clear()
+    PromptedSliceInferer("aorta", progress=False)(volume, network)
+    assert not [line for line in caplog.messages if line.startswith("slice ")]
 
 
 def test_metadata_stays(volume, network):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 
 import numpy as np
 import pytest
@@ -167,3 +168,20 @@ def test_network_without_parameters_difference_is_named():
 
     with pytest.raises(InputError, match="extra: absent here"):
         check_fit(nn.Linear(2, 2), {**nn.Linear(2, 2).state_dict(), "extra": torch.zeros(1)}, "file.pt")
+
+
+def test_full_disk_ends_training_and_keeps_the_good_checkpoint(make_run, tmp_path):
+    make_run(tmp_path, max_epochs=1).trainer.run()
+    good = (tmp_path / "last.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the system refuses longer files, as a full disk does
+    try:
+        with pytest.raises(InputError, match=r"cannot write checkpoint .*--resume true"):
+            make_run(tmp_path, max_epochs=3, resume=True).trainer.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "last.pt").read_bytes() == good
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
+    run = make_run(tmp_path, max_epochs=3, resume=True)
+    run.trainer.run()
+    assert run.trainer.state.epoch == 3

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -39,7 +41,7 @@ class PromptedSliceInferer(SliceInferer):
         memory_gb: memory for the tensors of one batch, in GB (1e9 bytes), beside the volume and the result.
         seed: of the draw of attention sets, instead of the network's.
         autocast: lower precision for the network, such as `torch.bfloat16`; None computes in float32.
-        progress: draw a bar of the slices on a terminal.
+        progress: draw a bar of the slices on a terminal, and log a line each half minute elsewhere.
     """
 
     def __init__(
@@ -114,11 +116,11 @@ class PromptedSliceInferer(SliceInferer):
         if cost > self.memory_gb * 1e9:
             needs = cost / 1e9
             logger.warning("one slice needs %.2f GB, more than memory_gb = %.2f allows", needs, self.memory_gb)
-        with tqdm(total=depth, initial=1, unit="slice", leave=False, disable=None if self.progress else True) as bar:
+        with _SliceProgress(depth, self.progress) as progress:
             for start in range(1, depth, size):
                 chosen = slice(start, min(start + size, depth))
                 yield chosen, network.segment(self._stack(volume, chosen).to(device), text, seed=self.seed)
-                bar.update(chosen.stop - chosen.start)
+                progress.done(chosen.stop)
 
     def _first_slice(self, volume: Tensor, network: Any, text: Any, device: torch.device) -> tuple[Tensor, int]:
         """Logits of slice 0 and the bytes that a slice needs; measured once for a size and number of prompts."""
@@ -138,6 +140,34 @@ class PromptedSliceInferer(SliceInferer):
         offsets = range(-self.num_adjacent, self.num_adjacent + 1)
         near = torch.stack([(centre + offset).clamp(0, volume.shape[0] - 1) for offset in offsets], dim=1)
         return volume[near].float()
+
+
+class _SliceProgress:
+    """A bar on a terminal; in a log file a line each half minute."""
+
+    INTERVAL = 30.0
+
+    def __init__(self, total: int, shown: bool) -> None:
+        self.total = total
+        self.shown = shown
+        self.bar: Any = tqdm(total=total, initial=1, unit="slice", leave=False, disable=None if shown else True)
+        self.began = self.last_line = time.perf_counter()
+
+    def __enter__(self) -> _SliceProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def done(self, slices: int) -> None:
+        """Say that the first `slices` of the volume are done."""
+        now = time.perf_counter()
+        if self.shown and self.bar.disable and now - self.last_line >= self.INTERVAL:
+            self.last_line = now
+            each = (now - self.began) / (slices - 1)  # the first slice was computed before the clock started
+            left = timedelta(seconds=round(each * (self.total - slices)))
+            logger.info("slice %d/%d, %.2f s a slice, volume ends in %s", slices, self.total, each, left)
+        self.bar.update(slices - self.bar.n)
 
 
 def prompt_sentences(prompt: str | Prompt | Sequence[str | Prompt] | None, default: str | None = None) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import ignite.distributed as idist
 from ignite.engine import Engine, Events
-from torch import nn
+from torch import Tensor, nn
 
 
 class ShareBuffers:
@@ -30,4 +32,4 @@ class ShareBuffers:
         if idist.get_world_size() == 1:
             return
         for buffer in self.network.buffers():
-            buffer.copy_(idist.broadcast(buffer, src=0))
+            buffer.copy_(cast(Tensor, idist.broadcast(buffer, src=0)))
