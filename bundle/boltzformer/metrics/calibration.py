@@ -20,6 +20,7 @@ LOGIT_LIMIT = 14.0  # beyond a probability of 1 - 1e-6, more certainty is not to
 BIN_WIDTH = 0.01
 FOLDS = 5
 RELIABILITY_BINS = 15
+CHUNK = 1 << 20
 _BINS = round(2 * LOGIT_LIMIT / BIN_WIDTH)
 _CENTRES = (np.arange(_BINS) + 0.5) * BIN_WIDTH - LOGIT_LIMIT
 
@@ -50,14 +51,17 @@ class Calibration:
         """
         if probability.shape != truth.shape:
             raise ValueError(f"probability {probability.shape} and truth {truth.shape} differ in shape")
-        values = probability.astype(np.float64).ravel()
-        if values.size and not (values.min() >= 0 and values.max() <= 1):
+        if probability.size and not (probability.min() >= 0 and probability.max() <= 1):
             raise ValueError("probabilities must lie in [0, 1]")
-        with np.errstate(divide="ignore"):
-            logits = np.clip(logit(values), -LOGIT_LIMIT, LOGIT_LIMIT)
-        index = np.minimum(((logits + LOGIT_LIMIT) / BIN_WIDTH).astype(np.int64), _BINS - 1)
-        both = np.bincount(index + _BINS * truth.ravel().astype(np.int64), minlength=2 * _BINS)
-        self.counts[zlib.crc32(patient.encode()) % FOLDS] += both.reshape(2, _BINS)
+        fold = self.counts[zlib.crc32(patient.encode()) % FOLDS]
+        flat, kinds = probability.reshape(-1), truth.reshape(-1)
+        for start in range(0, flat.size, CHUNK):  # a large volume needs no float64 copies of its own size
+            part = slice(start, start + CHUNK)
+            with np.errstate(divide="ignore"):
+                logits = np.clip(logit(flat[part].astype(np.float64)), -LOGIT_LIMIT, LOGIT_LIMIT)
+            index = np.minimum(((logits + LOGIT_LIMIT) / BIN_WIDTH).astype(np.int64), _BINS - 1)
+            both = np.bincount(index + _BINS * kinds[part].astype(np.int64), minlength=2 * _BINS)
+            fold += both.reshape(2, _BINS)
 
     def merge(self, other: Calibration) -> None:
         """Add another collection's voxels."""
