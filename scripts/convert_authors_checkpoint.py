@@ -11,10 +11,14 @@ import typer
 from rich.console import Console
 from safetensors.torch import load_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bundle")]
 
 from boltzformer.errors import InputError
 from boltzformer.networks.authors_checkpoint import convert_checkpoint
+from boltzformer.weights import check_fit, save_atomically
+
+from scripts.sampling_trace import read_bundle
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -38,27 +42,38 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def main(
-    checkpoint: Annotated[Path, typer.Argument(help="The authors' checkpoint: .pt, .pth or .safetensors")],
-    output: Annotated[Path, typer.Argument(help="Where to write the converted weights (.pt)")],
+    checkpoint: Annotated[Path, typer.Argument(help="the authors' checkpoint: .pt, .pth or .safetensors")],
+    output: Annotated[Path, typer.Argument(help="where to write the weights (.pt)")],
+    overlay: Annotated[
+        list[str] | None, typer.Option(help="network config, relative to the bundle; configs/network/authors.json")
+    ] = None,
+    backbone_weights: Annotated[str | None, typer.Option(help="local file for the image encoder")] = None,
+    text_weights: Annotated[str | None, typer.Option(help="local file for the language encoder")] = None,
 ) -> None:
-    """Write the decoder, pixel decoder, semantic map and PiGMA in this network's keys; say what was left out."""
+    """Write weights that the bundle loads: decoder, pixel decoder, semantic map and PiGMA from the checkpoint.
+
+    The encoders come from files of their own, or start at random, and the command says which.
+    """
     console = Console()
+    files = {"backbone_weights": backbone_weights, "text_weights": text_weights}
     try:
         weights = read_weights(checkpoint)
         converted, left = convert_checkpoint(weights)
         if not converted:
-            raise InputError(f"{checkpoint} holds none of the authors' decoder keys, such as {next(iter(weights))!r}.")
+            raise InputError(f"{checkpoint} holds none of the authors' decoder keys, such as query_feat.weight.")
+        overlays = overlay or ["configs/network/authors.json"]
+        network = read_bundle(ROOT / "bundle", overlays, files).get_parsed_content("network_def")
+        state = network.state_dict()
+        check_fit(network, {**state, **converted}, checkpoint)
+        save_atomically({**state, **converted}, output)
     except InputError as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error
-    output.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(converted, output)
-    console.print(f"{len(converted)} tensors written to {output}; {len(left)} left out.")
-    if left:
-        groups = sorted({key.split(".")[0] for key in left})
-        console.print(
-            f"Left out, below: {', '.join(groups)}. Give backbone and text weights to the encoders' `weights`."
-        )
+    absent = sorted({key.split(".")[0] for key in state if key not in converted})
+    console.print(f"{len(converted)} tensors converted, {len(left)} left out; written to {output}.")
+    console.print(
+        f"Not from the checkpoint: {', '.join(absent)} (from local files: {[k for k, v in files.items() if v]})."
+    )
 
 
 if __name__ == "__main__":

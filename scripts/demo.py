@@ -56,6 +56,8 @@ def draw() -> Path:
 
 def main() -> None:
     """Run the demo from start to end."""
+    from boltzformer.metrics.tables import print_slice_summary
+
     if OUTPUT.exists():
         console.print(f"Removing {OUTPUT}, the output of an earlier demo")
         shutil.rmtree(OUTPUT)
@@ -72,6 +74,7 @@ def main() -> None:
     picture = draw()
     summary = json.loads((OUTPUT / "evaluate" / "summary.json").read_text())
     console.print(Rule("Done"))
+    print_slice_summary(summary, console)
     for title, taken in seconds.items():
         console.print(f"{title}: {taken:.0f} s")
     console.print(f"Masks:         {OUTPUT / 'inference'}")

@@ -74,8 +74,8 @@ def compare(
     )
 
 
-def multiply_adds(run: Run, below: str | None = None) -> float:
-    """Multiply-adds by PyTorch's counter (half its FLOPs), of everything or of the modules called ``below``."""
+def multiply_adds(run: Run) -> float:
+    """Multiply-adds of a run by PyTorch's counter (half its FLOPs)."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # not in the counter's own table
 
     def fused_flop(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -83,11 +83,7 @@ def multiply_adds(run: Run, below: str | None = None) -> float:
 
     with FlopCounterMode(display=False, custom_mapping={fused: fused_flop}) as counter:
         run()
-    if below is None:
-        return counter.get_total_flops() / 2
-    counts = counter.get_flop_counts()
-    named = [n for n in counts if n.split(".")[-1] == below]
-    return sum(sum(counts[n].values()) for n in named) / 2
+    return counter.get_total_flops() / 2
 
 
 def peak_mib(run: Run) -> float:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "bundle"))
 
 from boltzformer.data.augmentation import RandSliceAffined
 from boltzformer.data.cases import load_cases
@@ -25,7 +26,7 @@ from torch.utils.data import DataLoader
 
 def main(
     dataset: Annotated[Path, typer.Argument(help="Folder in Decathlon layout, or a datalist JSON.")],
-    cache_dir: Annotated[Path, typer.Option(help="Folder of the slice cache.")] = Path("cache/slices"),
+    cache_dir: Annotated[Path, typer.Option(help="Folder of the slice cache.")] = ROOT / "bundle" / "cache",
     window: Annotated[str, typer.Option(help="auto, percentiles, lung, soft_tissue, bone, brain or liver.")] = "auto",
     axis: Annotated[int, typer.Option(help="0 sagittal, 1 coronal, 2 axial.")] = 2,
     spatial_size: Annotated[int, typer.Option(help="Pixels of a side of a training slice.")] = 256,
@@ -33,8 +34,7 @@ def main(
     workers: Annotated[int, typer.Option(help="Worker processes of the loader.")] = 2,
     seconds: Annotated[float, typer.Option(help="Time to measure the loader for; 0 leaves it out.")] = 5.0,
 ) -> None:
-    """Build the slice cache of both sections, count the examples of each object, and print the loader's
-    slices/s."""
+    """Build the slice cache, count the examples of each object, and print how fast the loader is."""
     console = Console()
     try:
         datasets = {
@@ -44,7 +44,7 @@ def main(
                 window,
                 axis,
                 training=section == "training",
-                transform=Compose([ResizeSliced(spatial_size), RandSliceAffined()]),
+                transform=_pipeline(spatial_size, section == "training"),
             )
             for section in ("training", "validation")
         }
@@ -69,9 +69,14 @@ def main(
         )
 
 
+def _pipeline(spatial_size: int, training: bool) -> Compose:
+    """The transforms of `configs/train.json` in its order; validation is only resized, so that it collates."""
+    resize = ResizeSliced(spatial_size)
+    return Compose([RandSliceAffined(), resize] if training else [resize])
+
+
 def _table(datasets: dict[str, SliceDataset]) -> Table:
-    """Positive slices of each object and their mean share of the slice, a pair of columns for each section.
-    Positive slices of each object and their mean share of the slice, a pair of columns for each section."""
+    """Positive slices of each object and their mean share of the slice, a pair of columns for each section."""
     table = Table(title="Positive slices")
     table.add_column("object")
     for section, dataset in datasets.items():

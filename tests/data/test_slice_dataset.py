@@ -81,9 +81,9 @@ def test_neighbouring_slices_are_channels_and_the_ends_repeat(dataset, make_case
     label[4, 4] = 1
     case = make_case(label=label, affine=np.eye(4))
     volume = nib.load(case["image"]).get_fdata()
-    data = dataset([case], num_adjacent=2, window=[-1000, 1000])
+    data = dataset([case], num_adjacent=1, window=[-1000, 1000])
     for index in range(5):
-        positions = np.clip(np.arange(index - 2, index + 3), 0, 4)
+        positions = np.clip(np.arange(index - 1, index + 2), 0, 4)
         expected = np.clip((np.moveaxis(volume[:, :, positions], -1, 0) + 1000) / 2000, 0, 1)
         np.testing.assert_allclose(data[index]["image"], expected, atol=1e-6)
         np.testing.assert_array_equal(data[index]["label"][0], label[:, :, index])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import torch
 import typer
-from boltzformer.networks.boltzformer import BoltzFormer
-from boltzformer.networks.image_encoder import ImageEncoder
-from boltzformer.networks.text_encoder import ClipTextEncoder
+from boltzformer.networks.boltzmann_attention import PatchFeatures
+from boltzformer.weights import load_weights
 from typer.testing import CliRunner
 
 from scripts import benchmark, convert_authors_checkpoint, measuring
+from scripts.sampling_trace import read_bundle
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 
 
 def command(function) -> typer.Typer:
@@ -22,14 +27,17 @@ def run(function, *arguments):
     return CliRunner().invoke(command(function), [str(argument) for argument in arguments])
 
 
-def test_converted_checkpoint_loads_into_the_network(tmp_path):
-    network = BoltzFormer(
-        ImageEncoder("tiny_vit_5m_224"),
-        ClipTextEncoder(layers=1, width=32, heads=2),
-        dim=32,
-        num_queries=3,
-        num_heads=4,
-    )
+SMALL = {
+    "network_def#image_encoder#name": "tiny_vit_5m_224",
+    "network_def#text_encoder": {
+        "_target_": "boltzformer.networks.text_encoder.ClipTextEncoder", "layers": 1, "width": 32, "heads": 2
+    },
+    "network_def#dim": 32,
+    "network_def#num_queries": 3,
+}  # fmt: skip
+
+
+def test_converted_checkpoint_is_one_that_the_bundle_loads(tmp_path):
     theirs = {
         "sem_seg_head.predictor.query_feat.weight": torch.full((3, 32), 2.0),
         "sem_seg_head.predictor.mask_embed.layers.1.bias": torch.full((32,), 3.0),
@@ -38,23 +46,37 @@ def test_converted_checkpoint_loads_into_the_network(tmp_path):
         "backbone.stem.weight": torch.zeros(1),
     }
     torch.save({"model": theirs}, tmp_path / "theirs.pth")
-    result = run(convert_authors_checkpoint.main, tmp_path / "theirs.pth", tmp_path / "ours.pt")
+    overlay = tmp_path / "small.json"
+    overlay.write_text(json.dumps(SMALL))
+    files = tmp_path / "theirs.pth", tmp_path / "ours.pt"
+    result = run(convert_authors_checkpoint.main, *files, "--overlay", overlay)
     assert result.exit_code == 0, result.output
     assert "4 tensors" in result.output
-    assert "backbone" in result.output
-    loaded = network.load_state_dict(torch.load(tmp_path / "ours.pt", weights_only=True), strict=False)
-    assert not loaded.unexpected_keys
+    assert "image_encoder" in result.output
+    network = read_bundle(BUNDLE, [str(overlay)], {}).get_parsed_content("network_def")
+    load_weights(network, tmp_path / "ours.pt")
     assert network.decoder.query_features.unique().tolist() == [2]
     assert network.decoder.mask_mlp[2].bias.unique().tolist() == [3]
     assert network.pixel_decoder.outputs[0].conv.weight.unique().tolist() == [4]
     assert network.pigma.combine.bias.tolist() == [5]
+    overlay.write_text(json.dumps({**SMALL, "network_def#num_queries": 4}))
+    result = run(convert_authors_checkpoint.main, *files, "--overlay", overlay)
+    assert result.exit_code == 1
+    assert "another network" in " ".join(result.output.split())
 
 
 def test_checkpoints_that_are_none(tmp_path):
     (tmp_path / "text.pth").write_text("no checkpoint")
     torch.save({"other.weight": torch.zeros(1)}, tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    cases = {"absent": "not found", "text": "cannot be read", "other": "none of the authors", "list": "no state dict"}
+    torch.save({}, tmp_path / "empty.pth")
+    cases = {
+        "empty": "none of the authors",
+        "absent": "not found",
+        "text": "cannot be read",
+        "other": "none of the authors",
+        "list": "no state dict",
+    }
     for name, message in cases.items():
         result = run(convert_authors_checkpoint.main, tmp_path / f"{name}.pth", tmp_path / "out.pt")
         assert result.exit_code == 1
@@ -83,3 +105,29 @@ def test_benchmark_compares_equal_functions():
     assert row.faster > 0
     assert row.ours_gmac < row.peer_gmac
     assert row.ours_mib > 0
+
+
+@torch.no_grad()
+def test_gathered_attention_is_counted_in_full():
+    """Scores and weighted sums of each set, 2 * H * d per kept patch, beside the queries' own projections."""
+    case = benchmark.DecoderCase(dim=16, queries=2)
+    case.decoder.requires_grad_(False)
+    attention = case.decoder.blocks[0].cross_attention
+    attention.gather_density = 1.1
+    kept = torch.zeros(1, 1, 2, 1024, dtype=torch.bool)
+    kept[..., :10] = True
+    patches = PatchFeatures(case.features[0])
+    arguments = (
+        case.decoder.query_features[None],
+        case.decoder.query_position,
+        patches,
+        case.decoder.level_embedding[0],
+    )
+
+    def counted():
+        return measuring.multiply_adds(lambda: attention(*arguments, kept))
+
+    few = counted()
+    kept[..., :110] = True
+    assert counted() - few == 2 * 2 * 100 * 8 * 16  # scores and sums, queries, patches, heads, features
+    assert measuring.multiply_adds(case.plain_cross_attention()) > measuring.multiply_adds(case.fast_cross_attention())

@@ -67,8 +67,7 @@ def write_phantoms(
 
 
 def dataset_or_phantoms(dataset_dir: str | Path | None, default_dir: str | Path, **parameters: Any) -> str:
-    """Give the data folder to train on: the user's, or a set of phantoms that is generated where it is
-    missing.
+    """Give the data folder to use: the user's, or a set of phantoms, generated where it is missing.
 
     Args:
         dataset_dir: the user's dataset, or None (or empty) for phantoms.
@@ -76,15 +75,16 @@ def dataset_or_phantoms(dataset_dir: str | Path | None, default_dir: str | Path,
         **parameters: of `write_phantoms`.
 
     Returns:
-        the folder; when phantoms were generated, one line on the screen says so.
+        the folder; where it is the phantoms', one line on the screen says so.
 
     Raises:
         InputError: see `write_phantoms`.
     """
     if dataset_dir:
         return str(dataset_dir)
-    if write_phantoms(default_dir, **parameters):
-        print(f"No dataset given: generated CT-like phantom volumes in {default_dir}", flush=True)
+    made = write_phantoms(default_dir, **parameters)
+    verb = "generated" if made else "using the"
+    print(f"No dataset given: {verb} CT-like phantom volumes in {default_dir}", flush=True)
     return str(default_dir)
 
 

@@ -35,8 +35,7 @@ class Prompt:
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Read a prompt file.
 
-    JSON: a list of sentences, a list of `{"prompt": ..., "name": ...}` (name optional), an object with such a
-        list
+    JSON: a list of sentences, a list of `{"prompt": ..., "name": ...}` (name optional), an object with such a list
     under "prompts", or an object from names to sentences. CSV: a header with a column `prompt` and optionally
     `name`.
 

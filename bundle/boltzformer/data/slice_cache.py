@@ -182,8 +182,7 @@ def _build_all(
 
 
 def _build_one(case: Mapping[str, Any], folder: Path, axis: int, timeout: float) -> CachedVolume | InputError | None:
-    """Build one volume under its folder's lock; None where another process holds the lock and `timeout` is 0.
-    Build one volume under its folder's lock; None where another process holds the lock and `timeout` is 0."""
+    """Build one volume under its folder's lock; None where another process holds the lock and `timeout` is 0."""
     try:
         with folder_lock(folder).acquire(timeout=timeout):
             volume = open_cached_volume(folder)

@@ -78,8 +78,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
     ) -> None:
         if not 0 <= negative_share < 1:
             raise InputError(f"negative_share: expected a number in [0, 1), found {negative_share}.")
-        if num_adjacent < 0 or min_area < 1 or seed < 0:
-            raise InputError("num_adjacent and seed must be 0 or more, min_area 1 or more.")
+        if num_adjacent not in (0, 1):
+            raise InputError(f"num_adjacent: expected 0, or 1 for three channels, found {num_adjacent}.")
+        if min_area < 1 or seed < 0:
+            raise InputError("seed must be 0 or more, min_area 1 or more.")
         self.data = [_complete(case) for case in data]
         self.prompts = prompts or PromptBook()
         self.num_adjacent = int(num_adjacent)
