@@ -11,7 +11,7 @@ from boltzformer.networks.sampling import (
     boltzmann_probability,
     draw_attention_set,
     fill_empty,
-    keep_probability,
+    log_never_drawn,
     number_of_trials,
     temperature,
     threshold_attention_set,
@@ -41,7 +41,7 @@ def test_colder_is_more_concentrated():
 def test_keep_probability_is_exact_where_float32_rounds(p):
     trials = 1638
     exact = -math.expm1(trials * math.log1p(-p))
-    assert keep_probability(torch.tensor([p]), trials).item() == pytest.approx(exact, rel=1e-5)
+    assert -math.expm1(log_never_drawn(torch.tensor([p]), trials).double().item()) == pytest.approx(exact, rel=1e-5)
 
 
 def test_draws_have_the_keep_probability():
@@ -51,7 +51,7 @@ def test_draws_have_the_keep_probability():
     draws = 20_000
     noise = torch.empty(draws, 50).exponential_(generator=generator)
     kept = draw_attention_set(logits.expand(draws, -1), noise, tau=0.25, sample_ratio=0.2)
-    expected = keep_probability(boltzmann_probability(logits.sigmoid(), 0.25), number_of_trials(0.2, 50))
+    expected = -log_never_drawn(boltzmann_probability(logits.sigmoid(), 0.25), number_of_trials(0.2, 50)).expm1()
     frequency = kept.float().mean(0)
     # a set that came out empty was filled: allow for its share
     filled = (1 - expected).prod()

@@ -31,12 +31,13 @@ def boltzmann_probability(confidence: Tensor, tau: float) -> Tensor:
     return torch.softmax(confidence.float() / tau, dim=-1)
 
 
-def keep_probability(probability: Tensor, trials: int) -> Tensor:
-    """Probability that a patch is in the union of ``trials`` draws with replacement: 1 - (1 - p)^N.
+def log_never_drawn(probability: Tensor, trials: int) -> Tensor:
+    """Logarithm of the chance that N draws with replacement all miss a patch: N log(1 - p).
 
-    Written with expm1 and log1p, since 1 - p is 1 in float32 for the small p of a large grid.
+    The patch is kept with the complement, 1 - (1 - p)^N = -expm1 of this. Computed as such that would lose the small p
+    of a large grid, since 1 - p is 1 in float32; log1p does not.
     """
-    return -torch.expm1(trials * torch.log1p(-probability.float()))
+    return probability.neg().log1p_().mul_(trials)
 
 
 def number_of_trials(sample_ratio: float, patches: int) -> int:
@@ -59,7 +60,7 @@ def draw_attention_set(logits: Tensor, noise: Tensor, tau: float, sample_ratio: 
     probability = boltzmann_probability(logits.float().sigmoid(), tau)
     trials = number_of_trials(sample_ratio, logits.shape[-1])
     # P(E <= -N log(1 - p)) = 1 - (1 - p)^N for exponential E: exact for tiny p, and one logarithm a patch
-    return fill_empty(noise <= probability.neg_().log1p_().mul_(-trials))
+    return fill_empty(noise.neg() >= log_never_drawn(probability, trials))
 
 
 def threshold_attention_set(logits: Tensor, threshold: float) -> Tensor:
