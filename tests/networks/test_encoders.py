@@ -67,6 +67,16 @@ def test_backbones_that_build_but_cannot_run():
         swin(torch.rand(1, 3, 64, 64))
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_batch_norm_keeps_its_statistics_in_training(frozen):
+    encoder = ImageEncoder("tiny_vit_5m_224", freeze_batch_norm=frozen).train()
+    before = encoder.backbone.state_dict()["patch_embed.conv1.bn.running_mean"].clone()
+    encoder(torch.rand(2, 3, 64, 64))
+    after = encoder.backbone.state_dict()["patch_embed.conv1.bn.running_mean"]
+    assert torch.equal(before, after) == frozen
+    assert encoder.training
+
+
 def test_unknown_and_unfit_backbones():
     with pytest.raises(InputError, match="Unknown backbone 'tiny_vitt'"):
         ImageEncoder("tiny_vitt")

@@ -32,14 +32,23 @@ class ImageEncoder(nn.Module):
         weights: a local file with the backbone's weights in timm's keys (.safetensors, .pt, .pth, .bin).
         pretrained: without ``weights``, take timm's own from its hub (or the local cache of it). Where the hub cannot
             be reached, one warning says so and the backbone starts at random.
+        freeze_batch_norm: keep batch normalisation at the statistics of the weights, also in training. Right for
+            pretrained weights and batches of a few slices, whose own statistics are noise; wrong at a random start.
 
     Raises:
         InputError: unknown name, a backbone with other strides, or a weights file that is absent or does not fit.
     """
 
-    def __init__(self, name: str = "sam2_hiera_small", weights: str | None = None, pretrained: bool = False) -> None:
+    def __init__(
+        self,
+        name: str = "sam2_hiera_small",
+        weights: str | None = None,
+        pretrained: bool = False,
+        freeze_batch_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.name = name
+        self.freeze_batch_norm = freeze_batch_norm
         self.backbone: Any = _create(name)
         self.channels: list[int] = self.backbone.feature_info.channels()
         config = self.backbone.pretrained_cfg
@@ -68,6 +77,15 @@ class ImageEncoder(nn.Module):
         if [feature.shape[1] for feature in features] != self.channels:
             raise InputError(f"Backbone {self.name!r} gives features with the channels last; choose another.")
         return features
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """As in torch, but frozen batch normalisation stays in evaluation."""
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def normalise(self, image: Tensor) -> Tensor:
         """[0, 1] -> the mean and standard deviation that the backbone was trained with."""
