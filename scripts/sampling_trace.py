@@ -37,7 +37,7 @@ def read_bundle(bundle: Path, overlays: list[str], overrides: dict[str, Any]) ->
 
 
 def choose_examples(dataset: SliceDataset, case: str | None, name: str | None, count: int) -> list[int]:
-    """Of each object, the slice with the median area, spread over cases; at most ``count``."""
+    """Of each object, the slice with the median area; at most ``count``."""
     sizes: dict[str, list[tuple[float, int]]] = {}
     for index in range(len(dataset.examples)):
         item = dataset[index]

@@ -148,7 +148,7 @@ def trace_figure(traces: Sequence[SliceTrace], layers: Sequence[int] = (0, 4, 8)
                 cmap="inferno",
                 alpha=0.65,
                 vmin=0,
-                vmax=1,
+                vmax=0.5,  # brightest where half of the queries attend
                 extent=extent,
                 interpolation="nearest",
             )
