@@ -134,7 +134,7 @@ def test_overlays_change_only_keys_that_are_there(path, name):
 def test_network_overlays_build_and_run(path):
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / "inference.json"), str(path)])
-    parser["network_def#image_size"] = 256  # the paper's 1024 would take minutes
+    parser["network_def#image_size"] = 128  # the paper's 1024 would take minutes
     network = parser.get_parsed_content("network_def").eval()
     with torch.no_grad():
         logits = network(torch.rand(1, 1, 100, 80), ["neoplasm in lung CT"])

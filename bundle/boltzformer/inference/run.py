@@ -56,6 +56,7 @@ class CaseByCase:
         self.evaluator.data_loader = loader
         self.evaluator.state.epoch_length = len(cast(Sized, loader))
         self.evaluator.run()
+        self.evaluator.state.batch = self.evaluator.state.output = None  # or two volumes are in memory at once
         seconds = time.perf_counter() - began
         if self._raised is None:
             logger.info("volume %d/%d, %s: %.1f s", index + 1, count, name, seconds)
