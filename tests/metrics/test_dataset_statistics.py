@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from boltzformer.data.volume_checks import read_volume
 from boltzformer.metrics.case_evaluation import LabelledCase
 from boltzformer.metrics.dataset_statistics import dataset_statistics
+from typer.testing import CliRunner
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "dataset_statistics.py"
 OBJECTS = {1: "liver lesion", 2: "left kidney", 3: "spleen"}
@@ -66,13 +69,20 @@ def test_command(decathlon, tmp_path):
     assert "liver lesion" in done.stdout
     written = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert [row["slices"] for row in written["objects"]] == [18, 9, 0]
+
+
+def test_command_with_bad_input(decathlon, tmp_path):
+    spec = importlib.util.spec_from_file_location("dataset_statistics_command", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app = typer.Typer()
+    app.command()(module.main)
     (decathlon / "labels" / "case_1.nii.gz").write_bytes(b"no volume")
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    done = CliRunner().invoke(app, [str(decathlon)])
+    assert done.exit_code == 1
     assert "case_1.nii.gz" in done.stderr
-    assert "Traceback" not in done.stderr
-    done = subprocess.run([*command[:2], str(tmp_path / "nowhere")], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    done = CliRunner().invoke(app, [str(tmp_path / "nowhere")])
+    assert done.exit_code == 2
     assert "nowhere" in done.stderr
 
 
