@@ -94,6 +94,8 @@ class FoldedSemanticMap:
     def __init__(self, finest: Tensor, projection: nn.Conv2d) -> None:
         self.finest = finest
         self.projection = projection
+        self._windows: dict[tuple[int, int], Tensor] = {}
+        self._source: FoldedSemanticMap | None = None
 
     def mask_logits(self, mu: Tensor) -> Tensor:
         """Mask logits (B, m, H, W) of queries (B, m, d): one convolution with m outputs."""
@@ -114,20 +116,40 @@ class FoldedSemanticMap:
         with torch.autocast(mu.device.type, enabled=False):
             kernel, bias = self._fold(mu.float())
             wide = torch.stack([F.pad(kernel, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)]).mean(0)
-            first = stride // 2 - 2  # first row of F under the first patch; -1 is the zero padding
-            finest = self.finest.float()[..., max(first, 0) :, max(first, 0) :]
+            if stride > 2:  # windows do not overlap: one copy of them serves all layers of the scale
+                return (wide.flatten(2) @ self._windows_at(size) + bias[..., None]).unflatten(-1, size)
             maps = [
-                F.conv2d(f[None], k, b, stride=stride, padding=max(-first, 0))[..., : size[0], : size[1]]
-                for f, k, b in zip(finest, wide, bias, strict=True)
+                F.conv2d(f[None], k, b, stride=2, padding=1)
+                for f, k, b in zip(self.finest.float(), wide, bias, strict=True)
             ]
         return torch.cat(maps)
 
+    def _windows_at(self, size: tuple[int, int]) -> Tensor:
+        """The 4x4 pixels of F behind each patch of a grid, (B, 16 d, h * w); prompts of a slice share them."""
+        if self._source is not None:
+            return self._source._windows_at(size).expand(self.finest.shape[0], -1, -1)
+        if size in self._windows and not torch.is_grad_enabled():
+            return self._windows[size]
+        stride = self.finest.shape[-1] // size[-1]
+        first = stride // 2 - 2
+        finest = self.finest.float().unflatten(-1, (size[1], stride)).unflatten(-3, (size[0], stride))
+        inner = finest[..., first : first + 4, :, first : first + 4]  # (B, d, h, 4, w, 4)
+        windows = inner.permute(0, 1, 3, 5, 2, 4).flatten(4).flatten(1, 3)
+        if not torch.is_grad_enabled():
+            self._windows[size] = windows
+        return windows
+
     def __getitem__(self, index: slice) -> FoldedSemanticMap:
-        return FoldedSemanticMap(self.finest[index], self.projection)
+        part = FoldedSemanticMap(self.finest[index], self.projection)
+        part._windows = {size: windows[index] for size, windows in self._windows.items()}
+        part._source = self._source
+        return part
 
     def expand(self, count: int) -> FoldedSemanticMap:
         """One slice's map for ``count`` prompts, without copying."""
-        return FoldedSemanticMap(self.finest.expand(count, -1, -1, -1), self.projection)
+        many = FoldedSemanticMap(self.finest.expand(count, -1, -1, -1), self.projection)
+        many._source = self
+        return many
 
     def concatenate(self, parts: Sequence[FoldedSemanticMap]) -> FoldedSemanticMap:
         """Several maps, one after another."""
