@@ -80,7 +80,7 @@ def main() -> None:
     console.print(f"Masks:         {OUTPUT / 'inference'}")
     console.print(f"Dice by size:  {OUTPUT / 'evaluate'} (summary.json, and one row a slice in a CSV)")
     console.print(f"Picture:       {picture}")
-    console.print(f"Mean Dice of {summary['overall']['n']} held-out slices: {summary['overall']['mean']:.3f}")
+    console.print(f"Mean Dice of {summary['overall']['n']} held-out slices: {summary['overall']['mean_dice']:.3f}")
 
 
 if __name__ == "__main__":
