@@ -13,15 +13,17 @@ from boltzformer.networks.semantic_map import ExplicitSemanticMap, FoldedSemanti
 from tests.networks.reference import reference_decode
 
 GRIDS = [(4, 6), (8, 12), (16, 24)]
+SQUARE = [(8, 8), (16, 16), (32, 32)]
+ODD = [(3, 5), (7, 9), (15, 17)]  # no scale is a multiple of another, so that maps are resized by interpolation
 
 
-def make(m=4, heads=4, batch=2, seed=0, **settings):
+def make(m=4, heads=4, batch=2, seed=0, grids=GRIDS, **settings):
     torch.manual_seed(seed)
     decoder = BoltzFormerDecoder(dim=32, num_queries=m, num_heads=heads, feedforward_dim=64, **settings)
-    features = [torch.randn(batch, 32, *grid) for grid in GRIDS]
-    semantic_map = torch.randn(batch, 32, 32, 48)
+    features = [torch.randn(batch, 32, *grid) for grid in grids]
+    semantic_map = torch.randn(batch, 32, 2 * grids[-1][0], 2 * grids[-1][1])
     text = torch.randn(batch, 5, 32)
-    noise = fresh_noise(batch, decoder.sets_per_query, m, decoder.patches_per_layer(GRIDS), torch.device("cpu"))
+    noise = fresh_noise(batch, decoder.sets_per_query, m, decoder.patches_per_layer(grids), torch.device("cpu"))
     return decoder, features, semantic_map, text, noise
 
 
@@ -47,6 +49,8 @@ def set_gather(decoder, density):
         {"m": 10},
         {"m": 101},
         {"batch": 3},
+        {"batch": 1, "grids": SQUARE},
+        {"grids": ODD},
         {"sample_ratio": 0.01},
         {"sample_ratio": 0.5},
         {"heads_share_set": False},
@@ -72,13 +76,33 @@ def test_equals_reference(settings, gather):
     assert (masks - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize("settings", [{}, {"m": 101}, {"heads_share_set": False}, {"attention_set": "full"}], ids=str)
-def test_gradients_equal_reference(settings):
+@pytest.mark.parametrize("gather", [0.0, 1.1], ids=["dense", "gather"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"m": 1},
+        {"m": 10, "grids": SQUARE},
+        {"m": 101},
+        {"grids": ODD},
+        {"heads": 1, "batch": 1},
+        {"heads": 8},
+        {"sample_ratio": 0.01},
+        {"sample_ratio": 0.5},
+        {"heads_share_set": False},
+        {"heads_share_set": False, "m": 10, "sample_ratio": 0.02},
+        {"attention_set": "threshold", "threshold": 0.999},  # mostly empty sets
+        {"attention_set": "full"},
+    ],
+    ids=str,
+)
+def test_gradients_equal_reference(settings, gather):
     decoder, features, semantic_map, text, noise = make(**settings)
+    set_gather(decoder, gather)
     leaves = [*features, semantic_map, text]
     for leaf in leaves:
         leaf.requires_grad_()
-    weight = torch.randn(2, decoder.num_queries, 32, 48)
+    weight = torch.randn(len(text), decoder.num_queries, *semantic_map.shape[-2:])
     gradients = []
     for run in (fast, lambda *a: reference_decode(*a[:4], None, a[4])):
         loss = (run(decoder, features, semantic_map, text, noise) * weight).sum()

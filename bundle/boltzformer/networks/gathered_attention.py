@@ -72,13 +72,15 @@ class _GatheredAttention(torch.autograd.Function):
         ctx.sets, weights = [], []
         for b in range(queries.shape[0]):
             sets = Sets.of(kept[min(b, kept.shape[0] - 1)], height, width)
-            # (pairs, G): a column a head, so that a set's patches lie together
             bias = _table(row_bias[b]).index_select(0, sets.row) + _table(column_bias[b]).index_select(0, sets.column)
-            for s, (pairs, patch) in enumerate(_by_set(sets)):
+            bias = bias.T.contiguous()  # (G, pairs): the few rows on the left make the fast matrix product
+            parts = zip(_by_set(sets), queries[b].unbind(), context[b].unbind(), strict=True)
+            for (pairs, patch), query, out in parts:
                 gathered = rows[b].index_select(0, patch)
-                weight = torch.addmm(bias[pairs], gathered, queries[b, s].T).T.softmax(1)
-                torch.mm(weight, gathered, out=context[b, s])
-                bias[pairs] = weight.T
+                weight = torch.addmm(bias[:, pairs], query, gathered.T).softmax(1)
+                torch.mm(weight, gathered, out=out)
+                if any(ctx.needs_input_grad):
+                    bias[:, pairs] = weight
             ctx.sets.append(sets)
             weights.append(bias)
         ctx.save_for_backward(queries, rows, *weights)
@@ -100,14 +102,15 @@ class _GatheredAttention(torch.autograd.Function):
             grad_score = torch.empty_like(weights[b])
             for s, (pairs, patch) in enumerate(_by_set(sets)):
                 gathered = rows[b].index_select(0, patch)
-                weight, upstream = weights[b][pairs], grad_context[b, s]
-                grad_weight = gathered @ upstream.T
-                score = weight * (grad_weight - (weight * grad_weight).sum(0))
-                torch.mm(score.T, gathered, out=grad_queries[b, s])
-                grad_rows[b].index_add_(0, patch, torch.addmm(weight @ upstream, score, queries[b, s]))
-                grad_score[pairs] = score
-            grad_row_bias[b] = _untable(grad_score, sets.row, queries.shape[1], height)
-            grad_column_bias[b] = _untable(grad_score, sets.column, queries.shape[1], width)
+                weight, upstream = weights[b][:, pairs], grad_context[b, s]
+                grad_weight = upstream @ gathered.T
+                score = weight * (grad_weight - (weight * grad_weight).sum(1, keepdim=True))
+                torch.mm(score, gathered, out=grad_queries[b, s])
+                grad_rows[b].index_add_(0, patch, torch.cat((weight, score)).T @ torch.cat((upstream, queries[b, s])))
+                grad_score[:, pairs] = score
+            by_pair = grad_score.T.contiguous()
+            grad_row_bias[b] = _untable(by_pair, sets.row, queries.shape[1], height)
+            grad_column_bias[b] = _untable(by_pair, sets.column, queries.shape[1], width)
         return grad_queries, grad_row_bias, grad_column_bias, grad_rows, None
 
 

@@ -60,7 +60,7 @@ def draw_attention_set(logits: Tensor, noise: Tensor, tau: float, sample_ratio: 
     probability = boltzmann_probability(logits.float().sigmoid(), tau)
     trials = number_of_trials(sample_ratio, logits.shape[-1])
     # P(E <= -N log(1 - p)) = 1 - (1 - p)^N for exponential E: exact for tiny p, and one logarithm a patch
-    return fill_empty(noise.neg() >= log_never_drawn(probability, trials))
+    return fill_empty(noise <= log_never_drawn(probability, trials).neg_())
 
 
 def threshold_attention_set(logits: Tensor, threshold: float) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class QueryTextAttention(nn.Module):
     """Self-attention over queries and text tokens together, residual and LayerNorm (eq. 4 and 6).
 
+    It is ``nn.MultiheadAttention``, called without its checks, which take longer than the few tokens do.
+
     Args:
         dim: d.
         num_heads: heads; must divide ``dim``.
@@ -28,12 +30,14 @@ class QueryTextAttention(nn.Module):
             position: added to queries and keys, not to values, (B, m + N_T, d).
             ignored: True at padding, which no token attends to, (B, m + N_T), or None.
         """
-        placed = tokens + position
-        mask = None
-        if ignored is not None:
-            mask = torch.zeros(ignored.shape, dtype=tokens.dtype, device=tokens.device)
-            mask = mask.masked_fill(ignored, float("-inf"))
-        update = self.attention(placed, placed, tokens, key_padding_mask=mask, need_weights=False)[0]
+        dim, module = tokens.shape[-1], self.attention
+        weight, bias = module.in_proj_weight, module.in_proj_bias
+        both = F.linear(tokens + position, weight[: 2 * dim], bias[: 2 * dim])
+        value = F.linear(tokens, weight[2 * dim :], bias[2 * dim :])
+        query, key, value = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in (*both.chunk(2, -1), value))
+        allowed = None if ignored is None else ~ignored[:, None, None]
+        update = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        update = module.out_proj(update.transpose(1, 2).flatten(2))
         return self.norm(tokens + update)
 
 
