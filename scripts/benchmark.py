@@ -54,12 +54,14 @@ class DecoderCase:
         torch.manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.decoder = BoltzFormerDecoder(dim, queries, attention_set=rule).to(device)
-        # channels last, as the pixel decoder gives them after Hiera and FocalNet
+        # a patch is one row in memory, in both forms: the plain form's projections are many times slower otherwise
         self.features = [
             torch.randn(batch, dim, *grid, device=device).contiguous(memory_format=torch.channels_last)
             for grid in GRIDS
         ]
-        self.finest = torch.randn(batch, dim, MAP_SIZE, MAP_SIZE, device=device)
+        # the plain form gets torch's default layout; ours the channels last, as our pixel decoder gives it
+        self.plain_finest = torch.randn(batch, dim, MAP_SIZE, MAP_SIZE, device=device)
+        self.finest = self.plain_finest.contiguous(memory_format=torch.channels_last)
         self.text = torch.randn(batch, 8, dim, device=device)
         patches = self.decoder.patches_per_layer(GRIDS)
         self.noise = fresh_noise(1, 1, queries, patches, torch.device(device))
@@ -76,7 +78,7 @@ class DecoderCase:
 
     def plain(self) -> Tensor:
         """The same masks by the plain form."""
-        semantic_map = self.projection(self.finest) if self.with_projection else self.finest
+        semantic_map = self.projection(self.plain_finest) if self.with_projection else self.plain_finest
         return reference_decode(self.decoder, self.features, semantic_map, self.text, None, self.noise)
 
     def _sets(self) -> list[Tensor | None]:
@@ -113,7 +115,7 @@ class DecoderCase:
 
     def step(self, run: Callable[[], Tensor]) -> Callable[[], None]:
         """A training step, forward and backward to the weights and features."""
-        leaves = [*self.features, self.finest]
+        leaves = [*self.features, self.finest, self.plain_finest]
         weight = torch.randn(self.finest.shape[0], self.decoder.num_queries, MAP_SIZE, MAP_SIZE)
         weight = weight.to(self.finest.device)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,7 +33,8 @@ class QueryTextAttention(nn.Module):
         weight, bias = module.in_proj_weight, module.in_proj_bias
         both = F.linear(tokens + position, weight[: 2 * dim], bias[: 2 * dim])
         value = F.linear(tokens, weight[2 * dim :], bias[2 * dim :])
-        query, key, value = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in (*both.chunk(2, -1), value))
+        parts = (*both.chunk(2, -1), value)
+        query, key, value = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in parts)
         allowed = None if ignored is None else ~ignored[:, None, None]
         update = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
         update = module.out_proj(update.transpose(1, 2).flatten(2))
