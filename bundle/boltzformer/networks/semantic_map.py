@@ -98,7 +98,7 @@ class FoldedSemanticMap:
     def mask_logits(self, mu: Tensor) -> Tensor:
         """Mask logits (B, m, H, W) of queries (B, m, d): one convolution with m outputs."""
         kernel, bias = self._fold(mu)
-        slices = zip(self.finest.split(1), kernel, bias, strict=True)
+        slices = zip(_slices(self.finest), kernel, bias, strict=True)
         return _join([F.conv2d(f, k, b, padding=1) for f, k, b in slices])
 
     def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
@@ -116,7 +116,7 @@ class FoldedSemanticMap:
             if stride > 2:  # windows do not overlap: one copy of them serves all layers of the scale
                 by_pixel = wide.permute(0, 1, 3, 4, 2).flatten(2)
                 return (by_pixel @ self._windows_at(size).transpose(1, 2) + bias[..., None]).unflatten(-1, size)
-            slices = zip(self.finest.float().split(1), wide, bias, strict=True)
+            slices = zip(_slices(self.finest.float()), wide, bias, strict=True)
             return _join([F.conv2d(f, k, b, stride=2, padding=1) for f, k, b in slices])
 
     def _windows_at(self, size: tuple[int, int]) -> Tensor:
@@ -183,8 +183,17 @@ def _read(mu: Tensor, maps: Tensor) -> Tensor:
     mu = mu.to(maps.dtype)
     if maps.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return (mu @ maps.flatten(2)).unflatten(-1, tuple(maps.shape[-2:]))
-    slices = zip(maps.split(1), mu[..., None, None], strict=True)
+    slices = zip(_slices(maps), mu[..., None, None], strict=True)
     return _join([F.conv2d(one, kernel) for one, kernel in slices])
+
+
+def _slices(maps: Tensor) -> list[Tensor]:
+    """Each slice of a batch as a batch of one, (1, d, h, w).
+
+    The first stride is set as a batch of one has it, also in an expanded batch: a convolution looks at it to tell the
+    memory layout, and another layout is slower and rounds differently.
+    """
+    return [one.movedim(0, -1)[None].movedim(-1, 1) for one in maps]
 
 
 def _join(slices: list[Tensor]) -> Tensor:
