@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from boltzformer.data.volume_checks import read_volume
 from boltzformer.metrics.case_evaluation import LabelledCase
 from boltzformer.metrics.dataset_statistics import dataset_statistics
 from typer.testing import CliRunner
+
+from scripts.dataset_statistics import main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "dataset_statistics.py"
 OBJECTS = {1: "liver lesion", 2: "left kidney", 3: "spleen"}
@@ -72,11 +73,8 @@ def test_command(decathlon, tmp_path):
 
 
 def test_command_with_bad_input(decathlon, tmp_path):
-    spec = importlib.util.spec_from_file_location("dataset_statistics_command", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     app = typer.Typer()
-    app.command()(module.main)
+    app.command()(main)
     (decathlon / "labels" / "case_1.nii.gz").write_bytes(b"no volume")
     done = CliRunner().invoke(app, [str(decathlon)])
     assert done.exit_code == 1

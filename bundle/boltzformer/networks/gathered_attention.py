@@ -70,6 +70,7 @@ class _GatheredAttention(torch.autograd.Function):
         height, width = row_bias.shape[-1], column_bias.shape[-1]
         context = torch.empty_like(queries)
         ctx.sets, weights = [], []
+        backward_follows = any(ctx.needs_input_grad)
         for b in range(queries.shape[0]):
             sets = Sets.of(kept[min(b, kept.shape[0] - 1)], height, width)
             bias = _table(row_bias[b]).index_select(0, sets.row) + _table(column_bias[b]).index_select(0, sets.column)
@@ -79,7 +80,7 @@ class _GatheredAttention(torch.autograd.Function):
                 gathered = rows[b].index_select(0, patch)
                 weight = torch.addmm(bias[:, pairs], query, gathered.T).softmax(1)
                 torch.mm(weight, gathered, out=out)
-                if any(ctx.needs_input_grad):
+                if backward_follows:
                     bias[:, pairs] = weight
             ctx.sets.append(sets)
             weights.append(bias)
