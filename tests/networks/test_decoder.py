@@ -143,8 +143,11 @@ def test_folded_semantic_map_equals_explicit(size, bias):
 def test_folding_is_chosen_from_the_sizes():
     assert foldable((32, 48), (16, 24))
     assert not foldable((32, 48), (10, 24))
-    assert folding_pays(queries=10, dim=256, map_pixels=256**2, patches_of_layers=3 * 21504)
-    assert not folding_pays(queries=101, dim=64, map_pixels=256**2, patches_of_layers=3 * 21504)
+    sizes = {"map_pixels": 256**2, "patches_of_layers": 3 * 21504}
+    assert folding_pays(queries=10, dim=256, **sizes)
+    assert not folding_pays(queries=101, dim=64, **sizes)
+    assert folding_pays(queries=10, dim=512, **sizes, prompts=4)
+    assert not folding_pays(queries=10, dim=256, **sizes, prompts=4)
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,17 @@ def test_clip_gives_the_full_token_sequence(clip):
 
 
 def test_prompts_of_a_batch_do_not_meet(clip):
-    long = clip(["liver", "a very long wording of the right parotid gland in head and neck CT"])
-    assert torch.equal(long[:1].tokens, clip(["liver"]).tokens)
+    prompts = ["liver", "a very long wording of the right parotid gland in head and neck CT"]
+    with torch.no_grad():
+        alone = clip(["liver"]).tokens
+        assert torch.equal(clip(prompts)[:1].tokens, alone)
+    assert torch.allclose(clip(prompts)[:1].tokens, alone, atol=1e-6)  # in training a batch is encoded together
+
+
+def test_clip_tokens_are_those_of_the_towers_full_context(clip):
+    with torch.no_grad():
+        ids, mask = clip.tokenise(["left kidney in abdominal CT"])
+        assert torch.allclose(clip(["left kidney in abdominal CT"]).tokens, clip.tower(ids)[:, : mask.sum()], atol=1e-6)
 
 
 def test_embeddings_do_not_depend_on_padding():

@@ -19,7 +19,7 @@ from .noise import Noise, SeededNoise, fresh_noise
 from .pigma import PiGMA, mean_mask
 from .pixel_decoder import PixelDecoder
 from .sampling import AttentionRule
-from .semantic_map import foldable, folding_pays
+from .semantic_map import EXPECTED_PROMPTS, foldable, folding_pays
 from .text_encoder import TextEncoder, TextFeatures
 
 
@@ -47,7 +47,8 @@ class BoltzFormer(nn.Module):
         default_prompt: what ``text=None`` means.
         seed: of the draw in evaluation.
         batch_invariant: compute examples one by one in evaluation; False is faster on a GPU and equal up to rounding.
-        fold_semantic_map: fold the last convolution into the queries; None decides from the sizes, on the CPU.
+        fold_semantic_map: fold the last convolution into the queries; None decides from the sizes, on the CPU, for one
+            prompt a slice in training and a few in evaluation.
 
     Raises:
         InputError: ``image_size`` is no multiple of 32, or a setting is out of its range.
@@ -247,7 +248,9 @@ class BoltzFormer(nn.Module):
             return self.fold_semantic_map
         pixels = finest.shape[-1] * finest.shape[-2]
         patches = sum(self.decoder.patches_per_layer(self.attention_grids()))
-        pays = folding_pays(self.decoder.num_queries, finest.shape[1], pixels, patches)
+        # not the true number of prompts: a prompt's mask must not depend on how many others are asked for
+        prompts = 1 if self.training else EXPECTED_PROMPTS
+        pays = folding_pays(self.decoder.num_queries, finest.shape[1], pixels, patches, prompts)
         return pays and finest.device.type == "cpu"
 
     def _draw(self, batch: int, grids: list[tuple[int, int]], device: torch.device, seed: int | None) -> Noise | None:

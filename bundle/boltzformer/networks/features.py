@@ -61,7 +61,7 @@ class ImageFeatures:
         maps = [torch.cat([part.scales[i].maps for part in parts]) for i in range(len(first.scales))]
         return ImageFeatures(
             [PatchFeatures(m) for m in maps],
-            first.semantic_map.concatenate([part.semantic_map for part in parts]),
+            SemanticMap.concatenate([part.semantic_map for part in parts]),
             torch.cat([part.image_at_map for part in parts]),
             torch.cat([part.image_at_double for part in parts]),
             first.input_size,

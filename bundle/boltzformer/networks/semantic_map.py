@@ -10,78 +10,96 @@ as is bilinear resizing, which gives two exact shortcuts:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+EXPECTED_PROMPTS = 4  # of a slice in evaluation, where one way of computing has to serve any number
+SLOWNESS_OF_FEW_OUTPUTS = 4  # time of a multiply-add with m outputs over that of one with d, measured at m = 10
 
-class SemanticMap(Protocol):
-    """What the decoder asks of a semantic map of B slices."""
 
+class SemanticMap(ABC):
+    """What the decoder asks of a semantic map of B slices.
+
+    Args:
+        maps: what it is computed from, (B, d, H, W); float16 and bfloat16 are allowed.
+    """
+
+    def __init__(self, maps: Tensor) -> None:
+        self.maps = maps
+        self._prepared: dict[tuple[int, int], Tensor] = {}
+        self._source: SemanticMap | None = None
+
+    @abstractmethod
     def mask_logits(self, mu: Tensor) -> Tensor:
         """mu^T S at every pixel of the map: (B, m, d) -> (B, m, H, W)."""
 
+    @abstractmethod
     def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
-        """mu^T S resized bilinearly to a patch grid: (B, m, d) -> (B, m, h, w), float32."""
+        """mu^T S resized bilinearly to a patch grid: (B, m, d) -> (B, m, h, w), float32 under autocast too."""
 
-    def __getitem__(self, index: slice) -> SemanticMap:
-        """Some of the slices."""
+    @abstractmethod
+    def _prepare(self, size: tuple[int, int]) -> Tensor:
+        """What reading at a patch grid starts from, float32, (B, ...)."""
 
-    def expand(self, count: int) -> SemanticMap:
-        """One slice's map for ``count`` prompts."""
+    @abstractmethod
+    def _like(self, maps: Tensor) -> Self:
+        """A map of this kind from other ``maps``."""
 
-    def concatenate(self, parts: Sequence[Any]) -> SemanticMap:
-        """Several maps of this kind, one after another."""
-
-
-class ExplicitSemanticMap:
-    """S itself, shape (B, d, H, W); each resized copy is made once and kept."""
-
-    def __init__(self, semantic_map: Tensor) -> None:
-        self.semantic_map = semantic_map
-        self._resized: dict[tuple[int, int], Tensor] = {}
-        self._source: ExplicitSemanticMap | None = None
-
-    def mask_logits(self, mu: Tensor) -> Tensor:
-        """Mask logits (B, m, H, W) of queries (B, m, d)."""
-        return _read(mu, self.semantic_map)
-
-    def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
-        """Mask logits at a patch grid, (B, m, h, w), float32 under autocast too."""
-        with torch.autocast(mu.device.type, enabled=False):
-            return _read(mu.float(), self._at(size)).contiguous()  # a query's patches side by side, for the draw
-
-    def _at(self, size: tuple[int, int]) -> Tensor:
-        """The map at a patch grid; prompts of one slice share their slice's."""
+    def prepared(self, size: tuple[int, int]) -> Tensor:
+        """:meth:`_prepare`, done once for all layers of a scale and for all prompts of a slice."""
         if self._source is not None:
-            return self._source._at(size).expand(self.semantic_map.shape[0], -1, -1, -1)
+            made = self._source.prepared(size)
+            return made.expand(self.maps.shape[0], *made.shape[1:])
         if torch.is_grad_enabled():
-            return _resize(self.semantic_map.float(), size)
-        if size not in self._resized:
-            self._resized[size] = _resize(self.semantic_map.float(), size)
-        return self._resized[size]
+            return self._prepare(size)
+        if size not in self._prepared:
+            self._prepared[size] = self._prepare(size)
+        return self._prepared[size]
 
-    def __getitem__(self, index: slice) -> ExplicitSemanticMap:
-        part = ExplicitSemanticMap(self.semantic_map[index])
-        part._resized = {size: maps[index] for size, maps in self._resized.items()}
+    def __getitem__(self, index: slice) -> Self:
+        """Some of the slices."""
+        part = self._like(self.maps[index])
+        part._prepared = {size: made[index] for size, made in self._prepared.items()}
         part._source = self._source
         return part
 
-    def expand(self, count: int) -> ExplicitSemanticMap:
+    def expand(self, count: int) -> Self:
         """One slice's map for ``count`` prompts, without copying."""
-        many = ExplicitSemanticMap(self.semantic_map.expand(count, -1, -1, -1))
+        many = self._like(self.maps.expand(count, -1, -1, -1))
         many._source = self
         return many
 
-    def concatenate(self, parts: Sequence[ExplicitSemanticMap]) -> ExplicitSemanticMap:
-        """Several maps, one after another."""
-        return ExplicitSemanticMap(torch.cat([part.semantic_map for part in parts]))
+    @staticmethod
+    def concatenate(parts: Sequence[SemanticMap]) -> SemanticMap:
+        """Several maps of one kind, one after another."""
+        return parts[0]._like(torch.cat([part.maps for part in parts]))
 
 
-class FoldedSemanticMap:
+class ExplicitSemanticMap(SemanticMap):
+    """S itself."""
+
+    def mask_logits(self, mu: Tensor) -> Tensor:
+        """See :class:`SemanticMap`."""
+        return _read(mu, self.maps)
+
+    def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
+        """See :class:`SemanticMap`."""
+        with torch.autocast(mu.device.type, enabled=False):
+            return _read(mu.float(), self.prepared(size)).contiguous()  # a query's patches side by side, for the draw
+
+    def _prepare(self, size: tuple[int, int]) -> Tensor:
+        return _resize(self.maps.float(), size)
+
+    def _like(self, maps: Tensor) -> Self:
+        return type(self)(maps)
+
+
+class FoldedSemanticMap(SemanticMap):
     """S = W * F + b, never computed: queries are folded into the kernel.
 
     Args:
@@ -90,65 +108,36 @@ class FoldedSemanticMap:
     """
 
     def __init__(self, finest: Tensor, projection: nn.Conv2d) -> None:
-        self.finest = finest
+        super().__init__(finest)
         self.projection = projection
-        self._windows: dict[tuple[int, int], Tensor] = {}
-        self._source: FoldedSemanticMap | None = None
 
     def mask_logits(self, mu: Tensor) -> Tensor:
-        """Mask logits (B, m, H, W) of queries (B, m, d): one convolution with m outputs."""
+        """One convolution with m outputs, see :class:`SemanticMap`."""
         kernel, bias = self._fold(mu)
-        slices = zip(_slices(self.finest), kernel, bias, strict=True)
+        slices = zip(_slices(self.maps), kernel, bias, strict=True)
         return _join([F.conv2d(f, k, b, padding=1) for f, k, b in slices])
 
     def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
-        """Mask logits at a patch grid, (B, m, h, w), float32 under autocast too.
+        """See :class:`SemanticMap`.
 
         Downsizing bilinearly by 2, 4 or 8 averages the two middle rows and columns of each block, so the resized
         map is a convolution of F with the kernel widened by a 2x2 mean, at the stride of the patch grid.
         """
-        stride = self.finest.shape[-1] // size[-1]
-        if not foldable(self.finest.shape[-2:], size):
-            raise ValueError(f"{tuple(self.finest.shape[-2:])} is not 2, 4 or 8 times {size}")
         with torch.autocast(mu.device.type, enabled=False):
             kernel, bias = self._fold(mu.float())
             wide = torch.stack([F.pad(kernel, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)]).mean(0)
-            if stride > 2:  # windows do not overlap: one copy of them serves all layers of the scale
-                by_pixel = wide.permute(0, 1, 3, 4, 2).flatten(2)
-                return (by_pixel @ self._windows_at(size).transpose(1, 2) + bias[..., None]).unflatten(-1, size)
-            slices = zip(_slices(self.finest.float()), wide, bias, strict=True)
-            return _join([F.conv2d(f, k, b, stride=2, padding=1) for f, k, b in slices])
+            by_pixel, pixels = wide.movedim(2, -1), self.prepared(size)
+            logits = _by_window(by_pixel, pixels) if pixels.shape[-2:] == size else _by_block(by_pixel, pixels)
+            return logits + bias[..., None, None]
 
-    def _windows_at(self, size: tuple[int, int]) -> Tensor:
-        """The 4x4 pixels of F behind each patch of a grid, (B, h * w, 16 d); prompts of a slice share them."""
-        if self._source is not None:
-            return self._source._windows_at(size).expand(self.finest.shape[0], -1, -1)
-        if size in self._windows and not torch.is_grad_enabled():
-            return self._windows[size]
-        stride = self.finest.shape[-1] // size[-1]
-        first = stride // 2 - 2
-        pixels = self.finest.float().permute(0, 2, 3, 1).unflatten(2, (size[1], stride)).unflatten(1, (size[0], stride))
-        inner = pixels[:, :, first : first + 4, :, first : first + 4]  # (B, h, 4, w, 4, d)
-        windows = inner.transpose(2, 3).flatten(3).flatten(1, 2)
-        if not torch.is_grad_enabled():
-            self._windows[size] = windows
-        return windows
+    def _prepare(self, size: tuple[int, int]) -> Tensor:
+        if not foldable(self.maps.shape[-2:], size):
+            raise ValueError(f"{tuple(self.maps.shape[-2:])} is not 2, 4 or 8 times {size}")
+        maps = self.maps.float()
+        return _blocks(maps) if self.maps.shape[-1] == 2 * size[-1] else _windows(maps, size)
 
-    def __getitem__(self, index: slice) -> FoldedSemanticMap:
-        part = FoldedSemanticMap(self.finest[index], self.projection)
-        part._windows = {size: windows[index] for size, windows in self._windows.items()}
-        part._source = self._source
-        return part
-
-    def expand(self, count: int) -> FoldedSemanticMap:
-        """One slice's map for ``count`` prompts, without copying."""
-        many = FoldedSemanticMap(self.finest.expand(count, -1, -1, -1), self.projection)
-        many._source = self
-        return many
-
-    def concatenate(self, parts: Sequence[FoldedSemanticMap]) -> FoldedSemanticMap:
-        """Several maps, one after another."""
-        return FoldedSemanticMap(torch.cat([part.finest for part in parts]), self.projection)
+    def _like(self, maps: Tensor) -> Self:
+        return type(self)(maps, self.projection)
 
     def _fold(self, mu: Tensor) -> tuple[Tensor, Tensor]:
         """mu^T W of shape (B, m, d, 3, 3) and mu^T b of shape (B, m)."""
@@ -159,20 +148,59 @@ class FoldedSemanticMap:
         return kernel, mu @ self.projection.bias.to(mu.dtype)
 
 
+def _windows(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """The 4x4 pixels in the middle of each block of a grid as channels: (B, d, H, W) -> (B, 16 d, h, w)."""
+    stride = maps.shape[-1] // size[-1]
+    first = stride // 2 - 2
+    pixels = maps.movedim(1, -1).unflatten(2, (size[1], stride)).unflatten(1, (size[0], stride))
+    inner = pixels[:, :, first : first + 4, :, first : first + 4]  # (B, h, 4, w, 4, d)
+    return inner.transpose(2, 3).flatten(3).movedim(-1, 1)
+
+
+def _by_window(kernel: Tensor, windows: Tensor) -> Tensor:
+    """A convolution with 4x4 kernels (B, m, 4, 4, d), each window being the channels of one pixel."""
+    return _read(kernel.flatten(2), windows)
+
+
+def _blocks(maps: Tensor) -> Tensor:
+    """2x2 blocks of the zero-padded map as channels: (B, d, H, W) -> (B, 4 d, H / 2 + 1, W / 2 + 1)."""
+    batch, dim, height, width = maps.shape
+    blocks = maps.new_zeros(batch, height // 2 + 1, width // 2 + 1, 2, 2, dim)
+    pixels = maps.movedim(1, -1)
+    for y in (0, 1):  # an even row of the map is the lower row of a block
+        for x in (0, 1):
+            part = blocks[:, y : y + height // 2, x : x + width // 2, 1 - y, 1 - x]
+            part.copy_(pixels[:, y::2, x::2])
+    return blocks.flatten(3).movedim(-1, 1)
+
+
+def _by_block(kernel: Tensor, blocks: Tensor) -> Tensor:
+    """A convolution with 4x4 kernels (B, m, 4, 4, d) at stride 2: a window is four neighbouring blocks.
+
+    Every quarter of the kernel reads every block, and each window adds up its four.
+    """
+    quarters = kernel.unflatten(3, (2, 2)).unflatten(2, (2, 2)).transpose(3, 4)  # (B, m, 2, 2, 2, 2, d)
+    quarters = quarters.flatten(4).movedim(1, 3).flatten(1, 3)  # (B, 4 m, 4 d)
+    read = _read(quarters, blocks).unflatten(1, (2, 2, kernel.shape[1]))
+    upper = read[:, 0, 0, :, :-1, :-1] + read[:, 0, 1, :, :-1, 1:]
+    return upper + read[:, 1, 0, :, 1:, :-1] + read[:, 1, 1, :, 1:, 1:]
+
+
 def foldable(map_size: torch.Size | tuple[int, ...], size: tuple[int, int]) -> bool:
     """Whether a patch grid is the map's size over 2, 4 or 8 on both axes."""
     return any(tuple(map_size) == (size[0] * s, size[1] * s) for s in (2, 4, 8))
 
 
-def folding_pays(queries: int, dim: int, map_pixels: int, patches_of_layers: int) -> bool:
-    """Whether folding takes fewer multiply-adds than computing S, for one prompt.
+def folding_pays(queries: int, dim: int, map_pixels: int, patches_of_layers: int, prompts: int = 1) -> bool:
+    """Whether folding takes less time than computing S, for some prompts on a slice.
 
-    Folded: 9 m d per pixel of the final mask and 16 m d per patch of every layer. Explicit: 9 d^2 per pixel for S,
-    and m d per pixel and patch to read it.
+    Multiply-adds over d. Folded: 9 m per pixel of the final mask and 16 m per patch of every layer, for each prompt.
+    Explicit: 9 d per pixel for S once, and m per pixel and patch to read it. What has m outputs takes longer for each
+    multiply-add than what has d.
     """
-    folded = queries * (9 * map_pixels + 16 * patches_of_layers)
-    explicit = 9 * dim * map_pixels + queries * (map_pixels + patches_of_layers)
-    return folded < explicit
+    folded = prompts * queries * (9 * map_pixels + 16 * patches_of_layers) * SLOWNESS_OF_FEW_OUTPUTS
+    read = prompts * queries * (map_pixels + patches_of_layers) * SLOWNESS_OF_FEW_OUTPUTS
+    return folded < 9 * dim * map_pixels + read
 
 
 def _read(mu: Tensor, maps: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Language encoders: a prompt -> its full sequence of token embeddings.
 
-Every prompt is encoded at a fixed padded length and cut to its own tokens, so an embedding depends neither on padding
-nor on the other prompts of a batch. Embeddings are cached per prompt while the weights cannot change.
+In evaluation every prompt is encoded by itself and without padding, so an embedding depends on no other prompt.
+Embeddings are cached per prompt while the weights cannot change.
 """
 
 from __future__ import annotations
@@ -112,17 +112,19 @@ class TextEncoder(nn.Module, ABC):
         if prompt not in self._cache:
             ids, mask = self.tokenise([prompt])
             device = next(self.parameters()).device
+            length = int(mask.sum())
             with torch.autocast(device.type, enabled=False):
-                tokens = self.embed(ids.to(device), mask.to(device))
-            self._cache[prompt] = tokens[0, : int(mask.sum())].clone()
+                tokens = self.embed(ids[:, :length].to(device), mask[:, :length].to(device))
+            self._cache[prompt] = tokens[0]
         return self._cache[prompt]
 
     def _encode_with_gradient(self, prompts: Sequence[str]) -> TextFeatures:
         unique = list(dict.fromkeys(prompts))
         ids, mask = self.tokenise(unique)
         device = next(self.parameters()).device
-        tokens = self.embed(ids.to(device), mask.to(device))
         lengths = mask.sum(1).tolist()
+        longest = max(lengths)
+        tokens = self.embed(ids[:, :longest].to(device), mask[:, :longest].to(device))
         rows = dict(zip(unique, (t[:n] for t, n in zip(tokens, lengths, strict=True)), strict=True))
         return _pad([rows[prompt] for prompt in prompts])
 
@@ -177,7 +179,10 @@ class ClipTextEncoder(TextEncoder):
 
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
         """See :class:`TextEncoder`. Attention is causal, so what follows a prompt cannot reach it."""
-        return self.tower(ids)
+        length = ids.shape[1]  # the tower's own forward pass takes its full context only
+        tokens = self.tower.token_embedding(ids) + self.tower.positional_embedding[:length]
+        tokens = self.tower.transformer(tokens, attn_mask=self.tower.attn_mask[:length, :length])
+        return self.tower.ln_final(tokens)
 
     def _load(self, path: Path) -> None:
         if not path.is_file():
