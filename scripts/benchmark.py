@@ -12,11 +12,13 @@ from typing import Annotated
 
 import torch
 import typer
+from monai.inferers import SliceInferer
 from monai.networks.nets import DynUNet, SwinUNETR
 from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
 
+from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.networks.boltzformer import BoltzFormer
 from boltzformer.networks.boltzmann_attention import PatchFeatures
 from boltzformer.networks.decoder import BoltzFormerDecoder
@@ -26,12 +28,13 @@ from boltzformer.networks.noise import fresh_noise
 from boltzformer.networks.sampling import AttentionRule
 from boltzformer.networks.text_encoder import ClipTextEncoder
 
-from scripts.measuring import Comparison, compare, multiply_adds, report
+from scripts.measuring import Comparison, VolumeCost, compare, multiply_adds, report
 from tests.networks.reference import reference_decode
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 Repeats = Annotated[int, typer.Option(help="alternating pairs of runs; the median counts")]
 Output = Annotated[Path | None, typer.Option(help="JSON file for the figures")]
+Bfloat16 = Annotated[bool, typer.Option("--bf16", help="both sides under bfloat16 autocast; float32 otherwise")]
 
 GRIDS = ((32, 32), (64, 64), (128, 128))  # of a 1024 px slice
 MAP_SIZE = 256
@@ -129,8 +132,18 @@ class DecoderCase:
         return both_ways
 
 
+def autocast(bf16: bool) -> torch.autocast:
+    """The precision that both sides of a comparison compute in."""
+    return torch.autocast("cuda" if torch.cuda.is_available() else "cpu", torch.bfloat16, enabled=bf16)
+
+
+def precision_name(bf16: bool) -> str:
+    """For a table's title."""
+    return "bfloat16" if bf16 else "float32"
+
+
 def check_equal(ours: Tensor, peer: Tensor) -> None:
-    """Stop unless both are the same function: a fast wrong answer does not count."""
+    """Stop unless both are the same function in float32: a fast wrong answer does not count."""
     error = float((ours - peer).abs().max() / peer.abs().max())
     if not error < 1e-4:
         raise typer.Exit(f"ours differs from the plain form by {error:.1e} of the largest value")
@@ -138,7 +151,7 @@ def check_equal(ours: Tensor, peer: Tensor) -> None:
 
 @app.command()
 @torch.no_grad()
-def decoder(repeats: Repeats = 7, output: Output = None) -> None:
+def decoder(repeats: Repeats = 7, bf16: Bfloat16 = False, output: Output = None) -> None:
     """Forward pass of the decoder, and of decoder and semantic map, against the plain form."""
     bars = [(512, 10, False, 4, 8), (256, 10, False, 5, 10), (512, 101, False, 2.5, 4), (512, 10, True, 3, 5)]
     rows = []
@@ -147,16 +160,19 @@ def decoder(repeats: Repeats = 7, output: Output = None) -> None:
         case.decoder.eval().requires_grad_(False)
         check_equal(case.fast(), case.plain())
         name = f"decoder{' + semantic map' if with_projection else ''} d={dim} m={queries}"
-        rows.append(compare(name, case.fast, case.plain, repeats, must, aim))
-    report("Decoder, forward", rows, "plain form", output)
+        with autocast(bf16):
+            rows.append(compare(name, case.fast, case.plain, repeats, must, aim))
+    report(f"Decoder, forward, {precision_name(bf16)}", rows, "plain form", output)
 
 
 @app.command()
-def training(repeats: Repeats = 5, output: Output = None) -> None:
+def training(repeats: Repeats = 5, bf16: Bfloat16 = False, output: Output = None) -> None:
     """Training step of the decoder (forward and backward) against the plain form."""
     case = DecoderCase(256, 10, batch=4)
-    rows = [compare("training step d=256 m=10 batch 4", case.step(case.fast), case.step(case.plain), repeats, 3, 6)]
-    report("Decoder, training step", rows, "plain form", output)
+    name = "training step d=256 m=10 batch 4"
+    with autocast(bf16):
+        row = compare(name, case.step(case.fast), case.step(case.plain), repeats, 3, 6)
+    report(f"Decoder, training step, {precision_name(bf16)}", [row], "plain form", output)
 
 
 @app.command()
@@ -192,7 +208,7 @@ PROMPTS = [f"{organ} in abdominal CT" for organ in ORGANS]
 
 @app.command()
 @torch.no_grad()
-def prompts(repeats: Repeats = 3, output: Output = None) -> None:
+def prompts(repeats: Repeats = 3, bf16: Bfloat16 = False, output: Output = None) -> None:
     """Eight prompts on one slice, sharing the encoding, against eight separate calls."""
     network = paper_network()
     image = torch.rand(1, 1, 512, 512, device=next(network.parameters()).device)
@@ -209,7 +225,9 @@ def prompts(repeats: Repeats = 3, output: Output = None) -> None:
         return network.segment(image, PROMPTS)
 
     check_equal(shared(), separate())
-    report("Whole network", [compare("8 prompts on one slice", shared, separate, repeats, 6, 9)], "8 calls", output)
+    with autocast(bf16):
+        row = compare("8 prompts on one slice", shared, separate, repeats, 6, 9)
+    report(f"Whole network, {precision_name(bf16)}", [row], "8 calls", output)
 
 
 @app.command()
@@ -217,30 +235,31 @@ def prompts(repeats: Repeats = 3, output: Output = None) -> None:
 def volume(
     slices: Annotated[int, typer.Option(help="slices of the volume")] = 64,
     size: Annotated[int, typer.Option(help="height and width of a slice")] = 512,
+    memory_gb: Annotated[float, typer.Option(help="memory for a batch of slices, as in inference")] = 2.0,
     repeats: Repeats = 1,
+    bf16: Bfloat16 = False,
     output: Output = None,
 ) -> None:
     """A whole volume with 4 prompts, against MONAI's SwinUNETR and DynUNet with 4 classes slice by slice."""
     network = paper_network()
     device = next(network.parameters()).device
-    image = torch.rand(slices, 1, size, size, device=device)
-    swin = SwinUNETR(in_channels=1, out_channels=5, feature_size=24, spatial_dims=2).to(device).eval()
-    unet = (
-        DynUNet(2, 1, 5, [3] * 6, [1, 2, 2, 2, 2, 2], [2] * 5, filters=[32, 64, 128, 256, 320, 320]).to(device).eval()
+    image = torch.rand(1, 1, size, size, slices, device=device)
+    dtype = torch.bfloat16 if bf16 else None
+    prompted = PromptedSliceInferer(PROMPTS[:4], memory_gb=memory_gb, autocast=dtype, progress=False)
+    by_slice = SliceInferer(roi_size=(size, size), sw_batch_size=1, spatial_dim=2)
+    swin = SwinUNETR(in_channels=1, out_channels=5, feature_size=24, spatial_dims=2)
+    filters = [32, 64, 128, 256, 320, 320]
+    unet = DynUNet(
+        2, 1, 5, kernel_size=[3] * 6, strides=[1, 2, 2, 2, 2, 2], upsample_kernel_size=[2] * 5, filters=filters
     )
+    ours = VolumeCost.of(lambda part: prompted(part, network), image, repeats)
     rows: list[Comparison] = []
     for name, peer in (("SwinUNETR", swin), ("DynUNet", unet)):
-
-        def ours() -> None:
-            for one in image.split(1):
-                network.segment(one, PROMPTS[:4])
-
-        def theirs(peer: torch.nn.Module = peer) -> None:
-            for one in image.split(1):
-                peer(one)
-
-        rows.append(compare(f"{size}x{size}x{slices}, 4 prompts, against {name}", ours, theirs, repeats))
-    report("Whole volume, default configuration", rows, "peer", output)
+        peer = peer.to(device).eval()
+        with autocast(bf16):
+            theirs = VolumeCost.of(lambda part, peer=peer: by_slice(part, peer), image, repeats)
+        rows.append(ours.against(f"{size}x{size}x{slices}, 4 prompts, {name}", theirs))
+    report(f"Whole volume, default configuration, {precision_name(bf16)}", rows, "peer", output)
 
 
 if __name__ == "__main__":

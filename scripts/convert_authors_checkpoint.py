@@ -18,7 +18,7 @@ from boltzformer.errors import InputError
 from boltzformer.networks.authors_checkpoint import convert_checkpoint
 from boltzformer.weights import check_fit, save_atomically
 
-from scripts.sampling_trace import read_bundle
+from scripts.bundle_config import read_bundle
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

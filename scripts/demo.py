@@ -40,7 +40,8 @@ def draw() -> Path:
     from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice
     from boltzformer.weights import load_weights
 
-    from scripts.sampling_trace import choose_examples, read_bundle
+    from scripts.bundle_config import read_bundle
+    from scripts.sampling_trace import choose_examples
 
     parser = read_bundle(ROOT / "bundle", ["configs/demo.json"], {})
     network = parser.get_parsed_content("network").eval()

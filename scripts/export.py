@@ -19,7 +19,7 @@ from boltzformer.networks.boltzformer import BoltzFormer
 from boltzformer.networks.export import TensorCore, example_inputs, export_program
 from boltzformer.weights import load_weights
 
-from scripts.sampling_trace import read_bundle
+from scripts.bundle_config import read_bundle
 
 TOLERANCE = 1e-4
 

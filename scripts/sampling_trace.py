@@ -5,35 +5,24 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
-from monai.bundle import ConfigParser
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "bundle"))
+sys.path[:0] = [str(ROOT), str(ROOT / "bundle")]
 
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.errors import InputError
 from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice
 from boltzformer.weights import load_weights
 
+from scripts.bundle_config import read_bundle
+
 console = Console()
-
-
-def read_bundle(bundle: Path, overlays: list[str], overrides: dict[str, Any]) -> ConfigParser:
-    """`configs/evaluate.json` of a bundle, with overlays (relative to the bundle) and values on top."""
-    parser = ConfigParser()
-    files = [bundle / "configs" / "evaluate.json", *(bundle / overlay for overlay in overlays)]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise InputError(f"{missing[0]} not found; overlays are named relative to {bundle}.")
-    parser.read_config([str(file) for file in files])
-    parser.update({"bundle_root": str(bundle), **overrides})
-    return parser
 
 
 def choose_examples(dataset: SliceDataset, case: str | None, name: str | None, count: int) -> list[int]:

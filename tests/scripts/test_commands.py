@@ -12,7 +12,7 @@ from boltzformer.weights import load_weights
 from typer.testing import CliRunner
 
 from scripts import benchmark, convert_authors_checkpoint, measuring
-from scripts.sampling_trace import read_bundle
+from scripts.bundle_config import read_bundle
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 

@@ -38,7 +38,7 @@ class SeededNoise:
         if field is None:
             generator = torch.Generator().manual_seed(seed)
             drawn = [torch.empty(1, sets, queries, n).exponential_(generator=generator) for n in patches]
-            field = [layer.to(device) for layer in drawn]
+            field = [layer.to(device, non_blocking=True) for layer in drawn]
         self._fields[key] = field  # last: the most recently used
         while len(self._fields) > 1 and sum(map(_bytes, self._fields.values())) > self._capacity:
             self._fields.pop(next(iter(self._fields)))

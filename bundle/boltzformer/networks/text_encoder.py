@@ -114,7 +114,7 @@ class TextEncoder(nn.Module, ABC):
             device = next(self.parameters()).device
             length = int(mask.sum())
             with torch.autocast(device.type, enabled=False):
-                tokens = self.embed(ids[:, :length].to(device), mask[:, :length].to(device))
+                tokens = self.embed(*_moved(ids[:, :length], mask[:, :length], device))
             self._cache[prompt] = tokens[0]
         return self._cache[prompt]
 
@@ -124,7 +124,7 @@ class TextEncoder(nn.Module, ABC):
         device = next(self.parameters()).device
         lengths = mask.sum(1).tolist()
         longest = max(lengths)
-        tokens = self.embed(ids[:, :longest].to(device), mask[:, :longest].to(device))
+        tokens = self.embed(*_moved(ids[:, :longest], mask[:, :longest], device))
         rows = dict(zip(unique, (t[:n] for t, n in zip(tokens, lengths, strict=True)), strict=True))
         return _pad([rows[prompt] for prompt in prompts])
 
@@ -266,6 +266,11 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise InputError(f"A prompt must be text, not {type(prompt).__name__} ({prompt!r}).")
         if not prompt.strip():
             raise InputError("A prompt is empty; say what to segment, such as 'lung nodule in chest CT'.")
+
+
+def _moved(ids: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both on the device, without waiting for it."""
+    return ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
 
 
 def _pad(rows: Sequence[Tensor]) -> TextFeatures:

@@ -1,0 +1,93 @@
+"""The CUDA path without a CUDA device: on fake tensors, which stop whatever would make the host wait for the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from boltzformer.networks import positions
+from boltzformer.networks.boltzformer import BoltzFormer
+from boltzformer.networks.boltzmann_attention import BoltzmannAttention
+from boltzformer.networks.noise import SeededNoise
+from boltzformer.networks.text_encoder import TextFeatures
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class CopiesThatWait(TorchDispatchMode):
+    """Collects copies between host and device that do not say `non_blocking`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor) and x.dim() > 0]
+        if len({x.device.type for x in tensors}) > 1:
+            waits = not (kwargs.get("non_blocking") or (func is torch.ops.aten.copy_.default and args[2:] == (True,)))
+            if waits or tensors[0].device.type == "cuda":  # a copy to the host is read there at once
+                self.found.append(str(func))
+        return result
+
+
+def run_on_fake_cuda(network: BoltzFormer) -> tuple[torch.Tensor, list[str]]:
+    """Logits of two slices on a fake CUDA device, and the copies that would wait for it."""
+    positions._cache.clear()
+    with torch.no_grad():
+        text = network.encode_text(["lung nodule in chest CT", "liver"])  # token counts are known on the host
+        patches = network.decoder.patches_per_layer(network.attention_grids())
+        sets, queries = network.decoder.sets_per_query, network.decoder.num_queries
+        noise = SeededNoise()(network.seed, sets, queries, patches, torch.device("cpu"))
+    with FakeTensorMode() as mode:
+
+        def moved(x: torch.Tensor) -> torch.Tensor:
+            return mode.from_tensor(x).detach().to("cuda").requires_grad_(x.requires_grad)
+
+        state = {name: moved(x) for name, x in [*network.named_parameters(), *network.named_buffers()]}
+        text = TextFeatures(moved(text.tokens), moved(text.mask), text.lengths)
+        field = [moved(layer) for layer in noise]  # as the first slice leaves it on the device
+        network._seeded_noise = lambda *_: field
+        image = torch.empty(2, 1, 70, 50, device="cuda")
+        with CopiesThatWait() as copies:
+            logits = functional_call(network, state, (image, text))
+    positions._cache.clear()
+    return logits, copies.found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"attention_set": "threshold"}, {"heads_share_set": False}, {"batch_invariant": False}, {"num_queries": 40}],
+)
+def test_inference_never_waits_for_the_device(make_network, settings):
+    with torch.no_grad():
+        logits, waited = run_on_fake_cuda(make_network(**settings).eval())
+    assert logits.device.type == "cuda"
+    assert logits.shape == (2, 1, 70, 50)
+    assert waited == []
+
+
+def test_forward_pass_of_training_never_waits_for_the_device(make_network):
+    logits, waited = run_on_fake_cuda(make_network().train())
+    assert logits.requires_grad
+    assert waited == []
+
+
+@torch.no_grad()
+def test_waiting_is_noticed(make_network, monkeypatch):
+    def ask(self, kept):
+        return kept.count_nonzero().item() < 100
+
+    monkeypatch.setattr(BoltzmannAttention, "_gather_pays", ask)
+    with pytest.raises(DataDependentOutputException):
+        run_on_fake_cuda(make_network().eval())
+    with FakeTensorMode(), CopiesThatWait() as copies:
+        x = torch.empty(3, device="cuda")
+        x.cpu()
+        torch.empty(3).to("cuda", non_blocking=True)
+        torch.empty(3).to("cuda")
+    assert len(copies.found) == 2
