@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 import typer
 from boltzformer.networks.boltzmann_attention import PatchFeatures
@@ -105,6 +106,19 @@ def test_benchmark_compares_equal_functions():
     assert row.faster > 0
     assert row.ours_gmac < row.peer_gmac
     assert row.ours_mib > 0
+
+
+def test_benchmark_of_a_whole_volume(tmp_path, monkeypatch):
+    pytest.importorskip("einops", reason="MONAI's SwinUNETR needs einops")
+    overlay = tmp_path / "small.json"
+    overlay.write_text(json.dumps({**SMALL, "network_def#image_size": 64}))
+    network = read_bundle(BUNDLE, [str(overlay)], {}).get_parsed_content("network_def").eval().requires_grad_(False)
+    monkeypatch.setattr(benchmark, "paper_network", lambda: network)
+    result = run(benchmark.volume, "--slices", 3, "--size", 64, "--output", tmp_path / "volume.json")
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "volume.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["64x64x3, 4 prompts, SwinUNETR", "64x64x3, 4 prompts, DynUNet"]
+    assert all(row[key] > 0 for row in rows for key in row if key not in ("name", "must", "aim"))
 
 
 @torch.no_grad()
