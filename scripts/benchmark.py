@@ -6,6 +6,7 @@ python scripts/benchmark.py decoder | training | attention-flops | prompts | vol
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.networks.boltzformer import BoltzFormer
 from boltzformer.networks.image_encoder import ImageEncoder
+from boltzformer.networks.sampling import AttentionRule
 from boltzformer.networks.text_encoder import ClipTextEncoder
 
 from scripts.decoder_case import DecoderCase
@@ -29,6 +31,9 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 Repeats = Annotated[int, typer.Option(help="alternating pairs of runs; the median counts")]
 Output = Annotated[Path | None, typer.Option(help="JSON file for the figures")]
 Bfloat16 = Annotated[bool, typer.Option("--bf16", help="both sides under bfloat16 autocast; float32 otherwise")]
+
+
+PEER_RULES: tuple[AttentionRule, ...] = ("full", "threshold")
 
 
 def autocast(bf16: bool) -> torch.autocast:
@@ -45,7 +50,7 @@ def check_equal(ours: Tensor, peer: Tensor) -> None:
     """Stop unless both are the same function in float32: a fast wrong answer does not count."""
     error = float((ours - peer).abs().max() / peer.abs().max())
     if not error < 1e-4:
-        raise typer.Exit(f"ours differs from the plain form by {error:.1e} of the largest value")
+        raise SystemExit(f"ours differs from the plain form by {error:.1e} of the largest value")
 
 
 @app.command()
@@ -81,8 +86,8 @@ def attention_flops(repeats: Repeats = 5, output: Output = None) -> None:
     rows = []
     for dim in (512, 256):
         ours = DecoderCase(dim, 10)
-        for rule in ("full", "threshold"):
-            peer = DecoderCase(dim, 10, rule=rule)  # type: ignore[arg-type]
+        for rule in PEER_RULES:
+            peer = DecoderCase(dim, 10, rule=rule)
             ours.decoder.eval().requires_grad_(False)
             peer.decoder.eval().requires_grad_(False)
             row = compare(f"d={dim} m=10 against {rule} attention", ours.fast, peer.plain, repeats)
@@ -151,12 +156,12 @@ def volume(
     unet = DynUNet(
         2, 1, 5, kernel_size=[3] * 6, strides=[1, 2, 2, 2, 2, 2], upsample_kernel_size=[2] * 5, filters=filters
     )
-    peers = {}
+    peers: dict[str, VolumeCost] = {}
     for name, peer in (("SwinUNETR", swin), ("DynUNet", unet)):
         peer = peer.to(device).eval().requires_grad_(False)
         with autocast(bf16):
-            peers[name] = VolumeCost.of(lambda part, peer=peer: by_slice(part, peer), image, repeats)
-    ours = VolumeCost.of(lambda part: prompted(part, network), image, repeats)
+            peers[name] = VolumeCost.of(partial(by_slice, network=peer), image, repeats)
+    ours = VolumeCost.of(partial(prompted, network=network), image, repeats)
     rows = [ours.against(f"{size}x{size}x{slices}, 4 prompts, {name}", cost) for name, cost in peers.items()]
     report(f"Whole volume, default configuration, {precision_name(bf16)}", rows, "peer", output)
 

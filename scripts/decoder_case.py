@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
 
-from boltzformer.networks.boltzmann_attention import PatchFeatures
-from boltzformer.networks.decoder import BoltzFormerDecoder
+from boltzformer.networks.boltzmann_attention import BoltzmannAttention, PatchFeatures
+from boltzformer.networks.decoder import BoltzFormerDecoder, DecoderBlock
 from boltzformer.networks.features import semantic_map_of
 from boltzformer.networks.noise import fresh_noise
 from boltzformer.networks.sampling import AttentionRule
+from boltzformer.networks.semantic_map import ExplicitSemanticMap, SemanticMap
 
 from tests.networks.reference import reference_decode
 
@@ -56,9 +58,7 @@ class DecoderCase:
 
     def fast(self) -> Tensor:
         """Masks (B, m, 256, 256) by the network's own modules."""
-        projection = self.projection if self.with_projection else torch.nn.Identity()
-        folded = self.with_projection and self.finest.device.type == "cpu"
-        semantic_map = semantic_map_of(self.finest, projection, folded)
+        semantic_map = self._semantic_map()
         mu = self.decoder([PatchFeatures(v) for v in self.features], semantic_map, self.text, None, self.noise)
         return semantic_map.mask_logits(mu)
 
@@ -67,35 +67,40 @@ class DecoderCase:
         semantic_map = self.projection(self.plain_finest) if self.with_projection else self.plain_finest
         return reference_decode(self.decoder, self.features, semantic_map, self.text, None, self.noise)
 
-    def _sets(self) -> list[Tensor | None]:
-        """The attention sets of each layer, as the network draws them."""
+    def _semantic_map(self) -> SemanticMap:
+        if not self.with_projection:
+            return ExplicitSemanticMap(self.finest)
+        return semantic_map_of(self.finest, self.projection, folded=self.finest.device.type == "cpu")
+
+    def _layers(self) -> list[tuple[BoltzmannAttention, Tensor, Tensor, Tensor | None]]:
+        """Of each layer: its cross-attention, V, the embedding of its scale, and the sets that the network draws."""
         sets: list[Tensor | None] = []
-        semantic_map = semantic_map_of(self.finest, torch.nn.Identity(), folded=False)
-        self.decoder([PatchFeatures(v) for v in self.features], semantic_map, self.text, None, self.noise, sets)
-        return sets
+        patches = [PatchFeatures(v) for v in self.features]
+        self.decoder(patches, ExplicitSemanticMap(self.finest), self.text, None, self.noise, sets)
+        attentions = [cast(DecoderBlock, block).cross_attention for block in self.decoder.blocks]
+        scales = [layer % len(self.features) for layer in range(len(sets))]
+        levels = self.decoder.level_embedding
+        return [(a, self.features[s], levels[s], kept) for a, s, kept in zip(attentions, scales, sets, strict=True)]
 
     def fast_cross_attention(self) -> Callable[[], None]:
         """The network's cross-attention of every layer over its sets, and nothing else."""
-        sets, queries = self._sets(), self.decoder.query_features[None]
+        layers, queries = self._layers(), self.decoder.query_features[None]
 
         def run() -> None:
-            for layer, (block, kept) in enumerate(zip(self.decoder.blocks, sets, strict=True)):
-                patches = PatchFeatures(self.features[layer % 3])
-                level = self.decoder.level_embedding[layer % 3]
-                block.cross_attention(queries, self.decoder.query_position, patches, level, kept)
+            for attention, maps, level, kept in layers:
+                attention(queries, self.decoder.query_position, PatchFeatures(maps), level, kept)
 
         return run
 
     def plain_cross_attention(self) -> Callable[[], None]:
         """The same by ``nn.MultiheadAttention`` with a mask."""
-        sets, queries = self._sets(), self.decoder.query_features[None]
+        layers, queries = self._layers(), self.decoder.query_features[None]
 
         def run() -> None:
-            for layer, (block, kept) in enumerate(zip(self.decoder.blocks, sets, strict=True)):
-                attention = block.cross_attention.attention
-                keys = self.features[layer % 3].flatten(2).transpose(1, 2)
-                mask = None if kept is None else ~kept.expand(-1, attention.num_heads, -1, -1).flatten(0, 1)
-                attention(queries, keys, keys, attn_mask=mask, need_weights=False)
+            for module, maps, _, kept in layers:
+                keys = maps.flatten(2).transpose(1, 2)
+                mask = None if kept is None else ~kept.expand(-1, module.num_heads, -1, -1).flatten(0, 1)
+                module.attention(queries, keys, keys, attn_mask=mask, need_weights=False)
 
         return run
 

@@ -91,6 +91,15 @@ def test_check_properties(name, kind, phantoms, tmp_path):
     assert workflow.check_properties() == []
 
 
+@pytest.mark.parametrize(("amp", "expected"), [("auto", None), (True, torch.bfloat16)])
+def test_mixed_precision_of_inference_on_the_cpu_is_bfloat16(amp, expected):
+    parser = ConfigParser(_read("inference.json"))
+    parser["device"] = torch.device("cpu")
+    if amp != "auto":
+        parser["amp"] = amp
+    assert parser.get_parsed_content("autocast") is expected
+
+
 def test_verify_metadata(shared_dir):
     (schema,) = (shared_dir / "schema").glob("meta_schema_*.json")
     assert _read("metadata.json")["schema"].endswith(schema.name)

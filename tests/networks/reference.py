@@ -42,7 +42,7 @@ def reference_decode(
     batch, m = text.shape[0], decoder.num_queries
     text_position = text.detach()
     queries = decoder.query_features.expand(batch, -1, -1)
-    if decoder.prior_attention is not None:
+    if decoder.prior_attention is not None and decoder.prior_feedforward is not None:
         queries, text = _mix(decoder, decoder.prior_attention, queries, text, text_position, text_mask)
         queries = decoder.prior_feedforward(queries)
     for layer in range(decoder.num_layers):

@@ -91,3 +91,25 @@ def test_waiting_is_noticed(make_network, monkeypatch):
         torch.empty(3).to("cuda", non_blocking=True)
         torch.empty(3).to("cuda")
     assert len(copies.found) == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("training", [False, True])
+def test_cuda_itself_sees_no_synchronisation(make_network, training):
+    network = make_network().train(training).cuda()
+    image, prompts = torch.rand(2, 1, 70, 50, device="cuda"), ["lung nodule in chest CT", "liver"]
+    network(image, prompts)  # kernels, noise and embeddings are there from the second pass on
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        network(image, prompts)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.no_grad()
+def test_cuda_equals_cpu(make_network):
+    image, prompts = torch.rand(2, 1, 70, 50), ["lung nodule in chest CT", "liver"]
+    expected = make_network().eval()(image, prompts)
+    logits = make_network().eval().cuda()(image.cuda(), prompts).cpu()
+    assert torch.nn.functional.cosine_similarity(logits.flatten(), expected.flatten(), dim=0) > 0.99

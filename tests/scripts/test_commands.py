@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from scripts import benchmark, convert_authors_checkpoint, measuring
 from scripts.bundle_config import read_bundle
+from scripts.decoder_case import DecoderCase
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 
@@ -98,7 +99,7 @@ def test_multiply_adds_are_counted():
 
 @torch.no_grad()
 def test_benchmark_compares_equal_functions():
-    case = benchmark.DecoderCase(dim=16, queries=2, with_projection=True)
+    case = DecoderCase(dim=16, queries=2, with_projection=True)
     case.decoder.requires_grad_(False)
     benchmark.check_equal(case.fast(), case.plain())
     row = measuring.compare("small", case.fast, case.plain, repeats=1)
@@ -124,7 +125,7 @@ def test_benchmark_of_a_whole_volume(tmp_path, monkeypatch):
 @torch.no_grad()
 def test_gathered_attention_is_counted_in_full():
     """Scores and weighted sums of each set, 2 * H * d per kept patch, beside the queries' own projections."""
-    case = benchmark.DecoderCase(dim=16, queries=2)
+    case = DecoderCase(dim=16, queries=2)
     case.decoder.requires_grad_(False)
     attention = case.decoder.blocks[0].cross_attention
     attention.gather_density = 1.1

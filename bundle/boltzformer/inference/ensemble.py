@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ class SaveEntropy:
         for source, output in zip(engine.state.batch, engine.state.output, strict=True):
             self.save(source, output)
 
-    def save(self, source: Mapping[Hashable, Any], output: Mapping[Hashable, Any]) -> None:
+    def save(self, source: Mapping[Any, Any], output: Mapping[Any, Any]) -> None:
         """Write one volume's maps; arguments as in `SaveMasks.save`."""
         logits = output[LOGITS_KEY]
         affine = np.asarray(output["pred"].affine, dtype=np.float64)
