@@ -24,7 +24,7 @@ def test_two_volumes_are_learnt(real_data_dir, run_bundle, tmp_path):
     content["validation"] = [{**item, "patient": f"asked {i}"} for i, item in enumerate(items)]
     content["body_part"] = "head and neck"
     dataset = write_json(tmp_path / "dataset.json", content)
-    overlay = write_json(tmp_path / "overlay.json", {"max_epochs": 24, "val_interval": 6})
+    overlay = write_json(tmp_path / "overlay.json", {"max_epochs": 30, "val_interval": 6})
     configs = ("configs/demo.json", overlay)
     flags = ["--negative_share", "0", "--samples_per_epoch", "400"]
     run_bundle([*bundle_command("training", "configs/train.json", *configs), *settings(tmp_path, dataset), *flags])
