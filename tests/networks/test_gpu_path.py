@@ -9,7 +9,6 @@ import torch
 from boltzformer.networks import positions
 from boltzformer.networks.boltzformer import BoltzFormer
 from boltzformer.networks.boltzmann_attention import BoltzmannAttention
-from boltzformer.networks.noise import SeededNoise
 from boltzformer.networks.text_encoder import TextFeatures
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.func import functional_call
@@ -40,9 +39,7 @@ def run_on_fake_cuda(network: BoltzFormer) -> tuple[torch.Tensor, list[str]]:
     positions._cache.clear()
     with torch.no_grad():
         text = network.encode_text(["lung nodule in chest CT", "liver"])  # token counts are known on the host
-        patches = network.decoder.patches_per_layer(network.attention_grids())
-        sets, queries = network.decoder.sets_per_query, network.decoder.num_queries
-        noise = SeededNoise()(network.seed, sets, queries, patches, torch.device("cpu"))
+        noise = network._draw(2, network.attention_grids(), torch.device("cpu"), network.seed) or []
     with FakeTensorMode() as mode:
 
         def moved(x: torch.Tensor) -> torch.Tensor:

@@ -198,9 +198,10 @@ def folding_pays(queries: int, dim: int, map_pixels: int, patches_of_layers: int
     Explicit: 9 d per pixel for S once, and m per pixel and patch to read it. What has m outputs takes longer for each
     multiply-add than what has d.
     """
-    folded = prompts * queries * (9 * map_pixels + 16 * patches_of_layers) * SLOWNESS_OF_FEW_OUTPUTS
-    read = prompts * queries * (map_pixels + patches_of_layers) * SLOWNESS_OF_FEW_OUTPUTS
-    return folded < 9 * dim * map_pixels + read
+    few_outputs = prompts * queries * SLOWNESS_OF_FEW_OUTPUTS
+    folded = few_outputs * (9 * map_pixels + 16 * patches_of_layers)
+    explicit = 9 * dim * map_pixels + few_outputs * (map_pixels + patches_of_layers)
+    return folded < explicit
 
 
 def _read(mu: Tensor, maps: Tensor) -> Tensor:

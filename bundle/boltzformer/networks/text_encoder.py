@@ -110,23 +110,23 @@ class TextEncoder(nn.Module, ABC):
             self._cache.clear()
             self._cached_version = version
         if prompt not in self._cache:
-            ids, mask = self.tokenise([prompt])
-            device = next(self.parameters()).device
-            length = int(mask.sum())
-            with torch.autocast(device.type, enabled=False):
-                tokens = self.embed(*_moved(ids[:, :length], mask[:, :length], device))
-            self._cache[prompt] = tokens[0]
+            with torch.autocast(next(self.parameters()).device.type, enabled=False):
+                self._cache[prompt] = self._embed_cut([prompt])[0]
         return self._cache[prompt]
 
     def _encode_with_gradient(self, prompts: Sequence[str]) -> TextFeatures:
         unique = list(dict.fromkeys(prompts))
-        ids, mask = self.tokenise(unique)
+        rows = dict(zip(unique, self._embed_cut(unique), strict=True))
+        return _pad([rows[prompt] for prompt in prompts])
+
+    def _embed_cut(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Each prompt's own tokens, (N, width), encoded together at the length of the longest."""
+        ids, mask = self.tokenise(prompts)
         device = next(self.parameters()).device
         lengths = mask.sum(1).tolist()
         longest = max(lengths)
-        tokens = self.embed(*_moved(ids[:, :longest], mask[:, :longest], device))
-        rows = dict(zip(unique, (t[:n] for t, n in zip(tokens, lengths, strict=True)), strict=True))
-        return _pad([rows[prompt] for prompt in prompts])
+        on_device = [x[:, :longest].to(device, non_blocking=True) for x in (ids, mask)]  # without waiting for it
+        return [tokens[:n] for tokens, n in zip(self.embed(*on_device), lengths, strict=True)]
 
 
 class ClipTextEncoder(TextEncoder):
@@ -266,11 +266,6 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise InputError(f"A prompt must be text, not {type(prompt).__name__} ({prompt!r}).")
         if not prompt.strip():
             raise InputError("A prompt is empty; say what to segment, such as 'lung nodule in chest CT'.")
-
-
-def _moved(ids: Tensor, mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both on the device, without waiting for it."""
-    return ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
 
 
 def _pad(rows: Sequence[Tensor]) -> TextFeatures:
