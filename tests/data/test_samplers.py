@@ -70,10 +70,21 @@ def test_evaluation_batches_are_shared_out_without_repeats(data):
     assert abs(len(parts[0]) - len(parts[1])) <= 1
 
 
+@pytest.mark.parametrize("replicas", [4, 7])
+def test_every_process_gets_an_evaluation_batch(data, replicas):
+    # three cases make three batches of 100; a process without one would be waited for without end
+    parts = [CaseBatchSampler(data, 100, num_replicas=replicas, rank=rank).batches for rank in range(replicas)]
+    assert all(parts)
+    together = sorted(index for part in parts for batch in part for index in batch)
+    assert together == list(range(len(data)))
+
+
 def test_bad_arguments(data):
     with pytest.raises(InputError, match="batch_size"):
         CaseBatchSampler(data, 0)
     with pytest.raises(InputError, match="rank"):
         CaseBatchSampler(data, 1, num_replicas=2, rank=2)
+    with pytest.raises(InputError, match="start fewer"):
+        CaseBatchSampler(data, 1, num_replicas=len(data) + 1, rank=0)
     with pytest.raises(InputError, match="shared out"):
         EpochSampler(data, 2, num_replicas=3, rank=0)

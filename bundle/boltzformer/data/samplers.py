@@ -69,7 +69,8 @@ class CaseBatchSampler(Sampler[list[int]]):
     """Batches of examples of one case only, whose slices have one shape: evaluation on the native grid.
 
     The batches are shared out among the processes without repeating any, so the numbers of a metric stay
-    right; one process may get a batch more than another.
+    right; one process may get a batch more than another. None may be left without: MONAI's evaluator skips a run
+    that has no batch, and the others would wait for it for ever. So few examples make smaller batches.
 
     Args:
         dataset: the examples.
@@ -78,7 +79,7 @@ class CaseBatchSampler(Sampler[list[int]]):
         rank: of this process; None asks torch.distributed.
 
     Raises:
-        InputError: a batch size below 1.
+        InputError: a batch size below 1, or fewer examples than processes.
     """
 
     def __init__(
@@ -87,14 +88,15 @@ class CaseBatchSampler(Sampler[list[int]]):
         if batch_size < 1:
             raise InputError(f"batch_size: expected 1 or more, found {batch_size}.")
         replicas, own = _world(num_replicas, rank)
+        if len(dataset) < replicas:
+            raise InputError(f"{len(dataset)} examples cannot be shared out among {replicas} processes: start fewer.")
         by_case: dict[int, list[tuple[int, int, int]]] = {}
         for index in range(len(dataset)):
             case, position, value = dataset.locate(index)
             by_case.setdefault(case, []).append((position, value, index))
-        batches = []
-        for case in sorted(by_case):
-            indices = [index for _, _, index in sorted(by_case[case])]
-            batches += [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+        cases = [[index for _, _, index in sorted(by_case[case])] for case in sorted(by_case)]
+        while len(batches := _batches(cases, batch_size)) < replicas:
+            batch_size -= 1
         self.batches = batches[own::replicas]
 
     def __len__(self) -> int:
@@ -102,6 +104,10 @@ class CaseBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
+
+
+def _batches(cases: list[list[int]], size: int) -> list[list[int]]:
+    return [indices[i : i + size] for indices in cases for i in range(0, len(indices), size)]
 
 
 def _world(num_replicas: int | None, rank: int | None) -> tuple[int, int]:
