@@ -29,7 +29,7 @@ print("none is left")
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are read from /proc")
-@pytest.mark.parametrize("run_id, name", [("training", "train"), ("evaluating", "evaluate")])
+@pytest.mark.parametrize(("run_id", "name"), [("training", "train"), ("evaluating", "evaluate")])
 def test_no_thread_of_the_group_is_left_to_the_end_of_the_interpreter(trained, tmp_path, run_id, name):
     # a thread that is: "terminate called without an active exception", now and then, after a finished run
     files = (f"configs/{name}.json", f"configs/multi_gpu_{name}.json", trained.overlay)
