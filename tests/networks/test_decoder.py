@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from boltzformer.errors import InputError
+from boltzformer.networks import gathered_attention
 from boltzformer.networks.boltzmann_attention import PatchFeatures
 from boltzformer.networks.decoder import BoltzFormerDecoder
 from boltzformer.networks.noise import fresh_noise
@@ -38,7 +39,7 @@ def set_gather(decoder, density):
         block.cross_attention.gather_density = density
 
 
-@pytest.mark.parametrize("gather", [0.0, 1.1], ids=["dense", "gather"])
+@pytest.mark.parametrize("way", ["dense", "gather", "kernel"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -64,9 +65,11 @@ def set_gather(decoder, density):
     ids=str,
 )
 @torch.no_grad()
-def test_equals_reference(settings, gather):
+def test_equals_reference(settings, way, monkeypatch):
+    if way == "gather":
+        monkeypatch.setattr(gathered_attention, "_kernel", lambda: None)
     decoder, features, semantic_map, text, noise = make(**settings)
-    set_gather(decoder, gather)
+    set_gather(decoder, 0.0 if way == "dense" else 1.1)
     sets, expected_sets = [], []
     expected = reference_decode(decoder, features, semantic_map, text, None, noise, expected_sets)
     masks = fast(decoder, features, semantic_map, text, noise, trace=sets)

@@ -76,7 +76,7 @@ def test_forward_pass_of_training_never_waits_for_the_device(make_network):
 
 @torch.no_grad()
 def test_waiting_is_noticed(make_network, monkeypatch):
-    def ask(self, kept):
+    def ask(self, q, kept):
         return kept.count_nonzero().item() < 100
 
     monkeypatch.setattr(BoltzmannAttention, "_gather_pays", ask)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .gathered_attention import gathered_attention
+from .gathered_attention import gathered_attention, uses_kernel
 from .positions import axis_embeddings
 
 
@@ -88,11 +88,12 @@ class BoltzmannAttention(nn.Module):
     Args:
         dim: d, width of queries and patches.
         num_heads: H; must divide ``dim``.
-        gather_density: on the CPU, patches are gathered when the sets hold less than this share of all (query, patch)
-            pairs; above it one dense product over all patches is faster.
+        gather_density: on the CPU, only the sets' patches are read when the sets hold less than this share of all
+            (query, patch) pairs; above it one dense product over all patches is faster. None takes the measured
+            break-even of the way that the sets would be read.
     """
 
-    def __init__(self, dim: int = 256, num_heads: int = 8, gather_density: float = 0.15) -> None:
+    def __init__(self, dim: int = 256, num_heads: int = 8, gather_density: float | None = None) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.gather_density = gather_density
@@ -120,7 +121,7 @@ class BoltzmannAttention(nn.Module):
             Updated queries, (B, m, d).
         """
         folded = self._fold(queries + query_position, patches.size)
-        if self._gather_pays(kept):
+        if self._gather_pays(folded, kept):
             assert kept is not None
             attended = self._attend_gathered(folded, patches, level, kept)
         elif queries.shape[1] * self.num_heads > queries.shape[1] + queries.shape[2]:
@@ -156,11 +157,14 @@ class BoltzmannAttention(nn.Module):
             folded[..., half:] @ columns.T.to(folded.dtype),
         )
 
-    def _gather_pays(self, kept: Tensor | None) -> bool:
+    def _gather_pays(self, q: FoldedQueries, kept: Tensor | None) -> bool:
         """Whether to gather: decided by the sets' measured density, only where reading it costs no synchronisation."""
         if kept is None or kept.device.type != "cpu" or torch.compiler.is_compiling():
             return False
-        return kept.count_nonzero().item() < self.gather_density * kept.numel() / kept.shape[1]
+        density = self.gather_density
+        if density is None:
+            density = _break_even(kept.shape[1], uses_kernel(q.folded))
+        return kept.count_nonzero().item() < density * kept.numel()
 
     def _attend_folded(self, q: FoldedQueries, patches: PatchFeatures, level: Tensor, kept: Tensor | None) -> Tensor:
         """Dense attention without projected keys or values: sum_i w_i (W_v x_i) = W_v (sum_i w_i x_i)."""
@@ -200,6 +204,16 @@ class BoltzmannAttention(nn.Module):
         """Apply W_v and its bias to the weighted sums: (B, H, m, d) -> (B, H, m, d_h)."""
         _, _, _, w_v, b_v = self._weights()
         return context.to(w_v.dtype) @ w_v.transpose(1, 2) + b_v
+
+
+def _break_even(sets_per_query: int, kernel: bool) -> float:
+    """Density at which reading the sets alone takes as long as reading everything, measured with 8 heads.
+
+    A set of its own for each head has every row read for one head instead of all.
+    """
+    if kernel:
+        return 0.75 if sets_per_query == 1 else 0.25
+    return 0.15 / sets_per_query
 
 
 def _masked_softmax(scores: Tensor, q: FoldedQueries, size: tuple[int, int], kept: Tensor | None) -> Tensor:

@@ -6,10 +6,15 @@ Plain form, for one set of patches A, query q (already carrying W_k), patches x_
 
 A row of ``rows`` is one patch. Every step works on a set's gathered rows; the backward pass adds a set's gradient back
 row by row into one buffer, so nothing of the size (queries x patches) or (layers x patches) is ever made.
+
+Where no gradient is asked for, ``attention_kernel`` computes the same without gathering, if numba is installed.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +63,28 @@ def gathered_attention(
         Context (B, sets, G, d), and ``rows`` again: hand that on to the next layer of the scale, so that the layers'
         gradients gather in one buffer on the way back.
     """
-    return _GatheredAttention.apply(queries, row_bias, column_bias, rows, kept)
+    inputs = (queries, row_bias, column_bias, rows)
+    if uses_kernel(*inputs) and all(part.dtype == torch.float32 for part in inputs):
+        return _kernel()(*inputs, kept), rows
+    return _GatheredAttention.apply(*inputs, kept)
+
+
+def uses_kernel(*inputs: Tensor) -> bool:
+    """Whether ``attention_kernel`` computes for these: on the CPU, no gradient asked for, numba there."""
+    backward_follows = torch.is_grad_enabled() and any(part.requires_grad for part in inputs)
+    return not backward_follows and all(part.device.type == "cpu" for part in inputs) and _kernel() is not None
+
+
+@functools.cache
+def _kernel() -> Callable[..., Tensor] | None:
+    try:
+        from .attention_kernel import attend_sets
+    except ImportError as error:
+        logging.getLogger(__name__).warning(
+            f"Attention on the CPU takes PyTorch's operations, two to four times slower than numba's ({error})."
+        )
+        return None
+    return attend_sets
 
 
 class _GatheredAttention(torch.autograd.Function):

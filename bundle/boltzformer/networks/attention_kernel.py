@@ -1,0 +1,208 @@
+"""Attention over sets of patches in one pass over their rows, for inference on a CPU.
+
+The plain form is that of :func:`gathered_attention`, which PyTorch's operations can only compute by copying a set's
+rows and reading the copy twice. Here a chunk of a set's rows is scored and summed up while it is in the cache, with the
+softmax's maximum and denominator carried along (Milakov and Gimelshein, arXiv:1805.02867), so that each row comes from
+memory once and nothing is copied. Compiled by numba when first called, seconds once on a machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CHUNK = 64  # patches: with 512 channels 128 KB, which the second-level cache holds
+HEADS, ROWS = 4, 2  # scores that are summed side by side, in registers
+PADDING = 4  # a chunk's patches are filled up to a multiple of this
+LOWEST = np.float32(np.finfo(np.float32).min)
+
+
+def _compiled(function: Function, parallel: bool = False) -> Function:
+    """The function in machine code, kept on disk where there is a folder to keep it in."""
+    # sums may be reordered, to use vector registers; NaN and infinity stay what they are
+    reorder = {"reassoc", "contract", "nsz"}
+    compiler = functools.partial(numba.njit, nogil=True, parallel=parallel, error_model="numpy", fastmath=reorder)
+    try:
+        return cast(Function, compiler(cache=True)(function))
+    except RuntimeError:  # neither this folder nor the user's own can be written
+        return cast(Function, compiler()(function))
+
+
+@_compiled
+def _scores(query: np.ndarray, rows: np.ndarray, patch: np.ndarray, count: int, score: np.ndarray) -> None:
+    """score[g, k] += query[g] . rows[patch[k]], for four heads and two patches at a time."""
+    heads, dim = query.shape
+    whole = heads // HEADS * HEADS
+    for k in range(0, count, ROWS):
+        x, y = rows[patch[k]], rows[patch[k + 1]]
+        for g in range(0, whole, HEADS):
+            a, b, c, d = query[g], query[g + 1], query[g + 2], query[g + 3]
+            ax = bx = cx = dx = ay = by = cy = dy = np.float32(0)
+            for i in range(dim):
+                ax += a[i] * x[i]
+                bx += b[i] * x[i]
+                cx += c[i] * x[i]
+                dx += d[i] * x[i]
+                ay += a[i] * y[i]
+                by += b[i] * y[i]
+                cy += c[i] * y[i]
+                dy += d[i] * y[i]
+            score[g, k] += ax
+            score[g + 1, k] += bx
+            score[g + 2, k] += cx
+            score[g + 3, k] += dx
+            score[g, k + 1] += ay
+            score[g + 1, k + 1] += by
+            score[g + 2, k + 1] += cy
+            score[g + 3, k + 1] += dy
+        for g in range(whole, heads):
+            a = query[g]
+            ax = ay = np.float32(0)
+            for i in range(dim):
+                ax += a[i] * x[i]
+                ay += a[i] * y[i]
+            score[g, k] += ax
+            score[g, k + 1] += ay
+
+
+@_compiled
+def _weighted_sum(weight: np.ndarray, rows: np.ndarray, patch: np.ndarray, count: int, context: np.ndarray) -> None:
+    """context[g] += sum_k weight[g, k] rows[patch[k]], for two heads and four patches at a time."""
+    heads, dim = context.shape
+    for k in range(0, count, PADDING):
+        x, y, z, w = rows[patch[k]], rows[patch[k + 1]], rows[patch[k + 2]], rows[patch[k + 3]]
+        for g in range(0, heads - 1, 2):
+            a, b = context[g], context[g + 1]
+            ax, ay, az, aw = weight[g, k], weight[g, k + 1], weight[g, k + 2], weight[g, k + 3]
+            bx, by, bz, bw = weight[g + 1, k], weight[g + 1, k + 1], weight[g + 1, k + 2], weight[g + 1, k + 3]
+            for i in range(dim):
+                a[i] += ax * x[i] + ay * y[i] + az * z[i] + aw * w[i]
+                b[i] += bx * x[i] + by * y[i] + bz * z[i] + bw * w[i]
+        if heads % 2:
+            a = context[heads - 1]
+            ax, ay = weight[heads - 1, k], weight[heads - 1, k + 1]
+            az, aw = weight[heads - 1, k + 2], weight[heads - 1, k + 3]
+            for i in range(dim):
+                a[i] += ax * x[i] + ay * y[i] + az * z[i] + aw * w[i]
+
+
+@_compiled
+def _add_chunk(
+    query: np.ndarray,
+    rows: np.ndarray,
+    patch: np.ndarray,
+    count: int,
+    score: np.ndarray,
+    top: np.ndarray,
+    total: np.ndarray,
+    context: np.ndarray,
+) -> None:
+    """Take ``count`` more patches into a running softmax and its weighted sum.
+
+    Before and after, with the patches so far: top[g] = max score, total[g] = sum exp(score - top), context[g] = sum
+    exp(score - top) row. ``score`` comes with the position's score and is overwritten.
+    """
+    filled = -(-count // PADDING) * PADDING
+    patch[count:filled] = patch[0]
+    _scores(query, rows, patch, filled, score)
+    for g in range(query.shape[0]):
+        highest = top[g]
+        for k in range(count):
+            highest = max(highest, score[g, k])
+        shrink = np.exp(top[g] - highest)
+        top[g] = highest
+        total[g] *= shrink
+        if shrink != 1:
+            context[g] *= shrink
+        for k in range(count):
+            score[g, k] = np.exp(score[g, k] - highest)
+            total[g] += score[g, k]
+        score[g, count:filled] = 0
+    _weighted_sum(score, rows, patch, filled, context)
+
+
+@_compiled
+def _attend_set(
+    query: np.ndarray,
+    row_bias: np.ndarray,
+    column_bias: np.ndarray,
+    rows: np.ndarray,
+    kept: np.ndarray,
+    context: np.ndarray,
+) -> None:
+    """One set: query and context (G, d), biases (G, h) and (G, w), rows (h * w, d), kept (h * w,)."""
+    heads, height = row_bias.shape
+    width = column_bias.shape[1]
+    patch = np.empty(CHUNK, np.int64)
+    score = np.zeros((heads, CHUNK), np.float32)
+    top = np.full(heads, LOWEST)
+    total = np.zeros(heads, np.float32)
+    context[:] = 0
+    count = 0
+    for y in range(height):
+        for x in range(width):
+            if kept[y * width + x]:
+                patch[count] = y * width + x
+                for g in range(heads):
+                    score[g, count] = row_bias[g, y] + column_bias[g, x]
+                count += 1
+                if count == CHUNK:
+                    _add_chunk(query, rows, patch, count, score, top, total, context)
+                    count = 0
+    if count:
+        _add_chunk(query, rows, patch, count, score, top, total, context)
+    for g in range(heads):
+        context[g] /= total[g]
+
+
+def _attend_sets(
+    queries: np.ndarray,
+    row_bias: np.ndarray,
+    column_bias: np.ndarray,
+    rows: np.ndarray,
+    kept: np.ndarray,
+    context: np.ndarray,
+) -> None:
+    for s in numba.prange(queries.shape[0]):
+        _attend_set(queries[s], row_bias[s], column_bias[s], rows, kept[s], context[s])
+
+
+_attend_sets_in_parallel = _compiled(_attend_sets, parallel=True)
+_one_at_a_time = threading.Lock()  # numba's simplest pool of threads, on macOS, may not be entered twice
+
+
+@torch.library.custom_op("boltzformer::attend_sets", mutates_args=(), device_types="cpu")
+def attend_sets(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
+    """Context of :func:`gathered_attention`, without gradients; its arguments and shapes, float32 on the CPU."""
+    context = torch.empty_like(queries, memory_format=torch.contiguous_format)
+    with _one_at_a_time:
+        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        numba.set_num_threads(min(torch.get_num_threads(), most))
+        for b in range(queries.shape[0]):
+            parts = (queries[b], row_bias[b], column_bias[b], rows[b], kept[min(b, kept.shape[0] - 1)], context[b])
+            _attend_sets_in_parallel(*[part.contiguous().numpy() for part in parts])
+    return context
+
+
+@attend_sets.register_fake
+def _(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
+    return torch.empty_like(queries, memory_format=torch.contiguous_format)
+
+
+@register_flop_formula(torch.ops.boltzformer.attend_sets, get_raw=True)
+def _flops(
+    queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept: Tensor, **_: Any
+) -> int:  # two products for each head and each patch of a set
+    slices, _sets, heads, dim = queries.shape
+    pairs = int(kept.count_nonzero()) * (slices // kept.shape[0])
+    return 4 * pairs * heads * dim
