@@ -64,8 +64,9 @@ def gathered_attention(
         gradients gather in one buffer on the way back.
     """
     inputs = (queries, row_bias, column_bias, rows)
-    if uses_kernel(*inputs) and all(part.dtype == torch.float32 for part in inputs):
-        return _kernel()(*inputs, kept), rows
+    kernel = _kernel() if uses_kernel(*inputs) and all(part.dtype == torch.float32 for part in inputs) else None
+    if kernel is not None:
+        return kernel(*inputs, kept), rows
     return _GatheredAttention.apply(*inputs, kept)
 
 
