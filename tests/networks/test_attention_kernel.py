@@ -81,6 +81,14 @@ def test_views_are_read_as_what_they_are():
     assert all(torch.equal(context, expected[0]) for context in many)
 
 
+@pytest.mark.parametrize("wrong", [1, 2, 3, 4])
+def test_shapes_that_do_not_belong_together_are_refused(wrong):
+    inputs = list(make())
+    inputs[wrong] = inputs[wrong][..., :-1]
+    with pytest.raises(ValueError, match="expected shapes"):
+        attend_sets(*inputs)
+
+
 def test_threads_change_no_bit():
     inputs = make(sets=10)
     before = torch.get_num_threads()

@@ -183,7 +183,18 @@ _one_at_a_time = threading.Lock()  # numba's simplest pool of threads, on macOS,
 
 @torch.library.custom_op("boltzformer::attend_sets", mutates_args=(), device_types="cpu")
 def attend_sets(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
-    """Context of :func:`gathered_attention`, without gradients; its arguments and shapes, float32 on the CPU."""
+    """Context of :func:`gathered_attention`, without gradients; its arguments and shapes, float32 on the CPU.
+
+    Raises:
+        ValueError: the shapes do not belong together; the kernel itself would read past the end.
+    """
+    slices, sets, heads, dim = queries.shape
+    height, width = row_bias.shape[-1], column_bias.shape[-1]
+    expected = [(slices, sets, heads, height), (slices, sets, heads, width), (slices, height * width, dim)]
+    expected.append((min(slices, kept.shape[0]), sets, height * width))
+    found = [tuple(part.shape) for part in (row_bias, column_bias, rows, kept)]
+    if found != expected:
+        raise ValueError(f"attend_sets: expected shapes {expected} for biases, rows and sets, found {found}")
     context = torch.empty_like(queries, memory_format=torch.contiguous_format)
     with _one_at_a_time:
         most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]

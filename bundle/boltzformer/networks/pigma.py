@@ -31,9 +31,29 @@ class PiGMA(nn.Module):
         Returns:
             Logits of one mask, (B, 1, 2H, 2W).
         """
-        correction = self.upsample(torch.cat((image_at_map, query_masks), 1))
-        correction = self.combine(torch.cat((image_at_double, correction), 1))
+        from_image, from_upsampled = self.combine.weight.split((3, self.upsample.out_channels), 1)
+        kernel, bias = self._one_channel(from_upsampled)
+        correction = F.conv_transpose2d(
+            torch.cat((image_at_map, query_masks), 1),
+            kernel,
+            bias,
+            self.upsample.stride,
+            self.upsample.padding,
+        )
+        correction = correction + F.conv2d(image_at_double, from_image)
         return (correction + mean_mask(query_masks, image_at_double.shape[-2:])) / 2
+
+    def _one_channel(self, from_upsampled: Tensor) -> tuple[Tensor, Tensor]:
+        """Both convolutions as one: combine(cat(image, upsample(x))) with nothing in between is linear in x.
+
+        Plain form: ``combine(torch.cat((image_at_double, upsample(x)), 1))``, which makes c channels at twice the map's
+        size only to add them up.
+        """
+        weights = from_upsampled[:, :, 0, 0]  # (1, c)
+        kernel = torch.einsum("icyx,oc->ioyx", self.upsample.weight, weights)
+        assert self.upsample.bias is not None
+        assert self.combine.bias is not None
+        return kernel, weights @ self.upsample.bias + self.combine.bias
 
 
 def mean_mask(query_masks: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
