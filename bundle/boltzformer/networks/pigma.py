@@ -33,13 +33,8 @@ class PiGMA(nn.Module):
         """
         from_image, from_upsampled = self.combine.weight.split((3, self.upsample.out_channels), 1)
         kernel, bias = self._one_channel(from_upsampled)
-        correction = F.conv_transpose2d(
-            torch.cat((image_at_map, query_masks), 1),
-            kernel,
-            bias,
-            self.upsample.stride,
-            self.upsample.padding,
-        )
+        maps = torch.cat((image_at_map, query_masks), 1)
+        correction = F.conv_transpose2d(maps, kernel, bias, stride=2, padding=1)  # as self.upsample
         correction = correction + F.conv2d(image_at_double, from_image)
         return (correction + mean_mask(query_masks, image_at_double.shape[-2:])) / 2
 
