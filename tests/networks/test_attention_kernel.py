@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +13,8 @@ from boltzformer.networks.attention_kernel import CHUNK, attend_sets
 from boltzformer.networks.boltzmann_attention import BoltzmannAttention, PatchFeatures
 from boltzformer.networks.gathered_attention import gathered_attention
 from torch.utils.flop_counter import FlopCounterMode
+
+from tests.support import BUNDLE
 
 
 def make(slices=2, sets=3, heads=8, dim=32, grid=(9, 14), share=0.3, shared=False):
@@ -103,6 +107,21 @@ def test_threads_change_no_bit():
     with ThreadPoolExecutor(4) as pool:
         for context in pool.map(lambda _: attend_sets(*inputs), range(16)):
             assert torch.equal(context, contexts[0])
+
+
+def test_torch_keeps_its_number_of_threads():
+    # in a process of its own, where numba's threads are not started yet
+    script = """
+import torch
+from tests.networks.test_attention_kernel import attend_sets, make
+torch.set_num_threads(1)
+for _ in range(2):
+    attend_sets(*make())
+    assert torch.get_num_threads() == 1, torch.get_num_threads()
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BUNDLE), str(BUNDLE.parent)])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_chosen_where_no_gradient_is_asked_for(monkeypatch):

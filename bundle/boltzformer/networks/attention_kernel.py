@@ -181,6 +181,14 @@ _attend_sets_in_parallel = _compiled(_attend_sets, parallel=True)
 _one_at_a_time = threading.Lock()  # numba's simplest pool of threads, on macOS, may not be entered twice
 
 
+def _take_as_many_threads_as_torch() -> None:
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    # numba's threads start with the first such call, and by default are OpenMP's, whose number they set for torch too
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
 @torch.library.custom_op("boltzformer::attend_sets", mutates_args=(), device_types="cpu")
 def attend_sets(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
     """Context of :func:`gathered_attention`, without gradients; its arguments and shapes, float32 on the CPU.
@@ -197,8 +205,7 @@ def attend_sets(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Te
         raise ValueError(f"attend_sets: expected shapes {expected} for biases, rows and sets, found {found}")
     context = torch.empty_like(queries, memory_format=torch.contiguous_format)
     with _one_at_a_time:
-        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        numba.set_num_threads(min(torch.get_num_threads(), most))
+        _take_as_many_threads_as_torch()
         for b in range(queries.shape[0]):
             parts = (queries[b], row_bias[b], column_bias[b], rows[b], kept[min(b, kept.shape[0] - 1)], context[b])
             _attend_sets_in_parallel(*[part.contiguous().numpy() for part in parts])
