@@ -17,8 +17,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from boltzformer.data.cases import load_cases
 from boltzformer.data.phantom import dataset_or_phantoms
-from boltzformer.data.prompt_file import Prompt
-from boltzformer.data.prompts import PromptBook
+from boltzformer.data.prompts import Prompt
+from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.ensemble import EnsembleSliceInferer, SaveEntropy
@@ -39,7 +39,7 @@ def main(
         list[str] | None, typer.Option(help="Config on top of inference.json, such as configs/demo.json.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Weights; models/model.pt of the bundle by default.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A prompts.json that extends the built-in wordings.")] = None,
+    wording_book: Annotated[Path | None, typer.Option(help="Wordings that extend the built-in ones (JSON).")] = None,
     decodings: Annotated[
         int, typer.Option(min=1, help="Seeded decodings of each slice: above 1, mean probability and entropy maps.")
     ] = 1,
@@ -65,7 +65,7 @@ def main(
         )
         found_cases = load_cases(data, section)[:limit]
         names = file_names(name for case in found_cases for name in case["objects"].values())
-        book = PromptBook(file=None if prompts is None else str(prompts))
+        book = WordingBook(file=wording_book)
         segmenter = Segmenter.from_bundle(ROOT / "bundle", checkpoint, overlay or [])
         use_decodings(segmenter, decodings)
         settings = EvaluationSettings(TOLERANCES_MM, rule, segmenter.inferer.spatial_dim, absent_is_negative)
@@ -103,7 +103,7 @@ def use_decodings(segmenter: Segmenter, decodings: int) -> None:
 def predict(
     segmenter: Segmenter,
     cases: list[dict[str, Any]],
-    book: PromptBook,
+    book: WordingBook,
     names: dict[str, str],
     folder: Path,
     entropy: bool,

@@ -64,7 +64,7 @@ def test_all_configs_have_one_network():
 
 def test_train_and_evaluate_agree_on_what_they_share():
     train, evaluate = _read("train.json"), _read("evaluate.json")
-    for key in ("window", "axis", "num_adjacent", "validation_share", "prompt_book", "amp", "amp_dtype", "data_path"):
+    for key in ("window", "axis", "num_adjacent", "validation_share", "wordings", "amp", "amp_dtype", "data_path"):
         assert train[key] == evaluate[key], key
     for key in ("postprocessing", "inferer", "dataset"):
         own = evaluate[key]

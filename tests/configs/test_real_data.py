@@ -33,7 +33,7 @@ def test_two_volumes_are_learnt(real_data_dir, run_bundle, tmp_path):
 
     prompts = write_json(tmp_path / "prompts.json", {"mandible": "mandible in head and neck CT"})
     command = bundle_command("inference", "configs/inference.json", *configs)
-    where = ["--prompt_file", str(prompts), "--modality", "CT", "--output_dir", str(tmp_path / "masks")]
+    where = ["--prompt_list", str(prompts), "--modality", "CT", "--output_dir", str(tmp_path / "masks")]
     run_bundle([*command, *settings(tmp_path, None), "--dataset_dir", items[0]["image"], *where])
     (mask_file,) = (tmp_path / "masks").glob("*/mandible.nii.gz")
     mask = np.asarray(nib.load(mask_file).dataobj) > 0

@@ -3,85 +3,109 @@ from __future__ import annotations
 import json
 
 import pytest
-from boltzformer.data.prompts import PromptBook, check_prompt
+from boltzformer.data.prompts import Prompt, check_prompt, make_prompts, read_prompt_list
 from boltzformer.errors import InputError
 
 
 @pytest.fixture
-def book_file(tmp_path):
-    def write(content):
-        path = tmp_path / "prompts.json"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
+def prompt_list(tmp_path):
+    def write(content, name="prompts.json"):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
         return path
 
     return write
 
 
-def test_wordings_in_the_papers_style_come_first():
-    wordings = PromptBook().wordings("right_parotid  gland", "CT", "head and neck")
-    assert wordings[0] == "right parotid gland in head and neck CT"
-    assert len(wordings) == len(set(wordings)) > 3
-    assert PromptBook().wordings("neoplasm", "CT", "lung")[0] == "neoplasm in lung CT"
-    assert PromptBook().wordings("kidney", "MR", "abdominal")[0] == "kidney in abdominal MRI"
-
-
-def test_templates_without_their_facts_are_left_out():
-    assert PromptBook().wordings("liver", "CT")[0] == "liver in CT"
-    assert PromptBook().wordings("liver") == ["liver"]
-    with pytest.raises(InputError, match="every wording needs"):
-        PromptBook(["{object} in {body_part}"]).wordings("liver")
-
-
-def test_file_extends_or_replaces(book_file):
-    path = book_file({"Lung Cancer": ["neoplasm in {body_part} {modality}", "tumor"], "*": "the {object}"})
-    extended = PromptBook(file=path).wordings("lung_cancer", "CT", "lung")
-    assert extended[:3] == ["neoplasm in lung CT", "tumor", "the lung cancer"]
-    assert "lung cancer in lung CT" in extended
-    assert PromptBook(file=path, file_mode="replace").wordings("lung cancer", "CT", "lung") == extended[:3]
-    only_tumor = book_file({"lung cancer": "tumor"})
-    assert PromptBook(file=only_tumor, file_mode="replace").wordings("heart")[0] == "heart"
-
-
-def test_a_cases_own_prompts_are_used_alone():
-    case = {
-        "objects": {1: "cyst", 2: "liver"},
-        "modality": "CT",
-        "body_part": "",
-        "prompts": {1: ["renal cyst"]},
-    }
-    assert PromptBook().for_case(case, 1) == ["renal cyst"]
-    assert PromptBook().for_case(case, 2)[0] == "liver in CT"
+EXPECTED = [Prompt("left kidney in CT", "kidney"), Prompt("a cyst, if any", "a_cyst_if_any")]
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        "{",
-        "[]",
-        "{}",
-        {"a": []},
-        {"a": [1]},
-        {"a": " "},
-        {"a": "{objekt}"},
-        {"a": "{object"},
-        {"a": {"b": "c"}},
+        [{"prompt": "left kidney in CT", "name": "kidney"}, "a cyst, if any"],
+        {"prompts": [{"prompt": "left kidney in CT", "name": "kidney"}, {"prompt": "a cyst, if any"}]},
+        {"kidney": "left kidney in CT", "a_cyst_if_any": "a cyst, if any"},
     ],
 )
-def test_malformed_files_are_named(book_file, content):
-    path = book_file(content)
-    with pytest.raises(InputError, match=r"prompts\.json"):
-        PromptBook(file=path)
+def test_json_forms(prompt_list, content):
+    assert read_prompt_list(prompt_list(content)) == EXPECTED
 
 
-def test_missing_file_and_bad_templates(tmp_path):
-    with pytest.raises(InputError, match="no such prompt file"):
-        PromptBook(file=tmp_path / "x.json")
-    with pytest.raises(InputError, match="same prompt"):
-        PromptBook(["segment it"])
-    with pytest.raises(InputError, match="templates"):
-        PromptBook("{object}")
-    with pytest.raises(InputError, match="file_mode"):
-        PromptBook(file_mode="add")
+@pytest.mark.parametrize(
+    "text",
+    [
+        'prompt,name\nleft kidney in CT,kidney\n"a cyst, if any",\n',
+        '\ufeffName, Prompt\r\nkidney, left kidney in CT\r\n, "a cyst, if any"\r\n',
+    ],
+)
+def test_csv_forms(prompt_list, text):
+    assert read_prompt_list(prompt_list(text, "prompts.csv")) == EXPECTED
+
+
+def test_a_prompt_is_data_not_configuration(prompt_list):
+    nasty = "$__import__('os').getcwd() @a %b #c liver"
+    assert read_prompt_list(prompt_list([nasty]))[0].text == nasty
+
+
+def test_made_names_are_unique_and_short():
+    prompts = make_prompts([("Liver!", None), ("liver?", ""), ("liver " * 30, None), ("肝臓", None)])
+    assert [prompt.name for prompt in prompts][:2] == ["liver", "liver_2"]
+    assert len({prompt.name for prompt in prompts}) == 4
+    assert max(len(prompt.name) for prompt in prompts) <= 64
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        ("[]", "p.json", "no prompt"),
+        ("[1]", "p.json", "must be text"),
+        ('[""]', "p.json", "empty"),
+        ("{", "p.json", "JSON"),
+        ('"liver"', "p.json", "expected a list"),
+        ('[{"text": "liver"}]', "p.json", "keys"),
+        ('["liver", "Liver"]', "p.json", "occurs twice"),
+        ('{"a/b": "liver"}', "p.json", "file name"),
+        ('[{"prompt": "a", "name": "x"}, {"prompt": "b", "name": "X"}]', "p.json", "occurs twice"),
+        ("", "p.csv", "first line"),
+        ("text\nliver\n", "p.csv", "first line"),
+        ("prompt\n", "p.csv", "no prompt"),
+        ("prompt,name\na,b,c\n", "p.csv", "quotes"),
+        ("prompt,name\n,b\n", "p.csv", "empty"),
+        ("liver", "p.txt", "json or .csv"),
+        ('{"a": "liver", "a": "aorta"}', "p.json", "'a' stands twice"),
+        ('[{"prompt": "liver", "prompt": "aorta"}]', "p.json", "'prompt' stands twice"),
+        pytest.param("[" * 100000, "p.json", "nested too deeply", id="deep"),
+        ("prompt,Prompt\nliver,aorta\n", "p.csv", "column stands twice"),
+        ('prompt\n"left\nkidney"\n', "p.csv", "line 3: a quoted cell goes over several lines"),
+        ('prompt,name\n"liver,a\naorta,b\n', "p.csv", "close the quote"),
+        pytest.param("prompt\n" + "a" * 200000, "p.csv", "field larger than", id="long"),
+    ],
+)
+def test_bad_files_are_named(prompt_list, content, name, message):
+    path = prompt_list(content, name)
+    with pytest.raises(InputError, match=message) as error:
+        read_prompt_list(path)
+    assert str(path) in str(error.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(InputError, match="no such prompt list"):
+        read_prompt_list(tmp_path / "p.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["{object} in {body_part} {modality}"],
+        {"cancer": ["neoplasm in lung CT", "lung tumor"]},
+        {"cancer": "neoplasm in {body_part} {modality}"},
+        {"*": "the object"},
+    ],
+)
+def test_a_wording_book_is_no_prompt_list(prompt_list, content):
+    with pytest.raises(InputError, match=r"a wording book, which holds templates .* `wording_book`"):
+        read_prompt_list(prompt_list(content))
 
 
 def test_check_prompt_tidies():

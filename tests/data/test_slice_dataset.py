@@ -8,10 +8,10 @@ import pytest
 import torch
 from boltzformer.data.augmentation import RandSliceAffined
 from boltzformer.data.cases import load_cases
-from boltzformer.data.prompts import PromptBook
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.data.slice_transforms import ResizeSliced
 from boltzformer.data.windows import IntensityWindow, apply_window, intensity_quantiles
+from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
 from monai.bundle import ConfigParser
 from monai.transforms import Compose
@@ -116,9 +116,9 @@ def test_evaluation_has_the_same_negatives_in_every_epoch(dataset):
 
 
 def test_evaluation_takes_the_first_wording_and_training_all(dataset):
-    book = PromptBook(["the {object}", "a {object}", "{object} in {modality}"])
-    assert {dataset(prompts=book)[0]["text"] for _ in range(5)} == {"the block"}
-    data = dataset(prompts=book, training=True)
+    book = WordingBook(["the {object}", "a {object}", "{object} in {modality}"])
+    assert {dataset(wordings=book)[0]["text"] for _ in range(5)} == {"the block"}
+    data = dataset(wordings=book, training=True)
     texts = set()
     for epoch in range(30):
         data.set_epoch(epoch)
@@ -150,7 +150,7 @@ def test_draws_are_a_function_of_seed_epoch_and_index(dataset, make_case):
 def test_persistent_workers_see_the_epoch(dataset, make_case):
     cases = [make_case(f"v{i}") for i in range(3)]
     data = dataset(
-        cases, negative_share=0.5, training=True, prompts=PromptBook(["{object}", "a {object}", "b {object}"])
+        cases, negative_share=0.5, training=True, wordings=WordingBook(["{object}", "a {object}", "b {object}"])
     )
     loader = DataLoader(data, batch_size=6, num_workers=1, persistent_workers=True)
     for epoch in (1, 2):
@@ -192,7 +192,7 @@ def test_bad_arguments_name_the_cure(dataset, make_case, tmp_path):
     with pytest.raises(InputError, match="modality"):
         dataset([make_case(modality="")])
     with pytest.raises(InputError, match="stands for both 'block' and 'dot'"):
-        dataset(prompts=PromptBook(file=_prompt_file(tmp_path, {"*": "the object"})))
+        dataset(wordings=WordingBook(file=_wording_book(tmp_path, {"*": "the object"})))
     with pytest.raises(InputError, match="names no `objects`"):
         dataset([{key: make_case()[key] for key in ("image", "label")}])
     with pytest.raises(IndexError):
@@ -205,8 +205,8 @@ def test_a_bare_case_gets_defaults(dataset, make_case):
     assert (item["text"], item["patient"], item["case"], item["dataset"]) == ("block", "a", "a", "")
 
 
-def _prompt_file(folder, content):
-    path = folder / "prompts.json"
+def _wording_book(folder, content):
+    path = folder / "wordings.json"
     path.write_text(json.dumps(content))
     return path
 
@@ -261,7 +261,7 @@ def test_everything_is_declared_in_json(phantom_dir, tmp_path):
                 "cache_dir": str(tmp_path / "cache"),
                 "window": [-160, 240],
                 "negative_share": 0.2,
-                "prompts": {"_target_": f"{room}.prompts.PromptBook", "file": None},
+                "wordings": {"_target_": f"{room}.wordings.WordingBook", "file": None},
                 "training": True,
                 "transform": "@augmentation",
                 "seed": 1,

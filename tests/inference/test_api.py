@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from boltzformer.data.prompt_file import Prompt
+from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.masks import combine_masks

@@ -29,7 +29,7 @@ def test_a_volume_of_a_thousand_slices_stays_under_6_gb(weights, overlay, tmp_pa
     prompts = write_json(tmp_path / "prompts.json", ["nodule in lung CT"])
     files = f"['configs/inference.json','{overlay}']"
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", files, "--window", "lung"]
-    command += ["--dataset_dir", str(scans), "--prompt_file", str(prompts)]
+    command += ["--dataset_dir", str(scans), "--prompt_list", str(prompts)]
     command += ["--checkpoint", str(weights), "--output_dir", str(tmp_path / "out"), "--device", "cpu"]
     subprocess.run(command, cwd=BUNDLE, check=True, capture_output=True)
     # of the largest child so far, in kB; the parser, the network and the volume's pipeline together

@@ -26,7 +26,7 @@ def infer(weights, overlay, tmp_path):
     def run(dataset_dir, **settings):
         settings = {"window": "soft_tissue", "device": "cpu", **settings}
         settings.setdefault(
-            "prompt_file", str(write_json(tmp_path / "prompts.json", {"one": "nodule", "two": "liver"}))
+            "prompt_list", str(write_json(tmp_path / "prompts.json", {"one": "nodule", "two": "liver"}))
         )
         workflow = ConfigWorkflow(
             [str(BUNDLE / "configs" / "inference.json"), str(overlay)],
@@ -108,7 +108,7 @@ def test_full_disk_is_one_failure_a_volume_and_leaves_no_half_file(infer, scans,
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
         with raises_input_error(r"3 of 3 volumes failed:\n  a: cannot write .*free some space"):
-            infer(scans, prompt_file=str(_prompts_before_the_limit(tmp_path)))
+            infer(scans, prompt_list=str(_prompts_before_the_limit(tmp_path)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
@@ -122,17 +122,17 @@ def _prompts_before_the_limit(tmp_path):
     ("content", "message"),
     [([], "holds no prompt"), ([""], "prompt is empty"), ([7], "must be text"), ("{", "cannot be read as JSON")],
 )
-def test_bad_prompt_files(infer, scans, tmp_path, content, message):
+def test_bad_prompt_lists(infer, scans, tmp_path, content, message):
     file = tmp_path / "bad.json"
     file.write_text(content) if isinstance(content, str) else write_json(file, content)
     with raises_input_error(message):
-        infer(scans, prompt_file=str(file))
+        infer(scans, prompt_list=str(file))
 
 
 def test_prompts_are_data_and_never_evaluated(infer, scans, tmp_path):
     evil = "$__import__('pathlib').Path('hacked').touch() @seed %run # nodule"
     out = infer(
-        scans / "a.nii.gz", prompt_file=str(write_json(tmp_path / "evil.json", [{"prompt": evil, "name": "x"}]))
+        scans / "a.nii.gz", prompt_list=str(write_json(tmp_path / "evil.json", [{"prompt": evil, "name": "x"}]))
     )
     assert json.loads((out / "a.json").read_text())["labels"][0]["prompt"] == evil
 

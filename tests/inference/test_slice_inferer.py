@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from boltzformer.data.prompt_file import Prompt
+from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.shared_encoding import SharedEncodingInferer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from boltzformer.data.datalist import Case, read_item
 from boltzformer.errors import InputError
+from boltzformer.json_file import read_json
 
 SECTIONS = ("training", "validation", "test")
 _MAX_LISTED = 20
@@ -78,14 +78,11 @@ def load_cases(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         raise InputError(
             f"{path}: no such file; give a folder with a dataset.json (Decathlon layout) or a datalist JSON."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}).") from error
+        )
+    content = read_json(path, "datalist")
     if isinstance(content, list):
         content = {"training": content}
     if not isinstance(content, dict):

@@ -1,38 +1,53 @@
-"""From an object's name, modality and body part to the sentences that ask for it."""
+"""Prompts: sentences that say what to segment now, and the prompt lists that hold them (JSON or CSV).
+
+A prompt list is not a wording book (`boltzformer.data.wordings`), whose templates training turns into sentences.
+
+A prompt is data. It is read from a file, and never put into a configuration string, where `$`, `@`, `%` and `#` have
+a meaning.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import csv
+import io
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 from boltzformer.errors import InputError
+from boltzformer.json_file import read_json, read_text
 
-# The first is the paper's style ("neoplasm in lung CT") and the one that evaluation uses.
-DEFAULT_TEMPLATES = (
-    "{object} in {body_part} {modality}",
-    "{object} on a {body_part} {modality} scan",
-    "{body_part} {modality}, {object}",
-    "{object} in {modality}",
-    "{object}",
-)
-MODALITY_WORDS = {"MR": "MRI"}
-ANY_OBJECT = "*"
 MAX_PROMPT_LENGTH = 1000
-_FIELDS = frozenset({"object", "modality", "body_part"})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_WORDING_BOOK_CURE = (
+    "a prompt list holds finished sentences, such as 'lung nodule in chest CT'; a wording book, which holds templates "
+    "with {object}, is given to training as `wording_book`."
+)
 
 
-def check_prompt(text: Any, source: str = "prompt") -> str:
-    """Check one prompt and tidy its white space.
+@dataclass(frozen=True)
+class Prompt:
+    """One thing to segment.
+
+    Attributes:
+        text: the sentence that the network reads.
+        name: short name for output files and label maps: letters, digits, `_`, `.` and `-`, at most 64.
+    """
+
+    text: str
+    name: str
+
+
+def check_text(text: Any, source: str = "prompt") -> str:
+    """Check a prompt or a template of one, and tidy its white space.
 
     Args:
-        text: what a user gave as a prompt.
+        text: what a user gave.
         source: where it came from, to name in the error.
 
     Returns:
-        the prompt with single spaces and none at its ends.
+        the text with single spaces and none at its ends.
 
     Raises:
         InputError: not a string, without any letter, with control characters, or over 1000 characters.
@@ -49,137 +64,143 @@ def check_prompt(text: Any, source: str = "prompt") -> str:
     return tidy
 
 
-class PromptBook:
-    """The wordings of each object.
-
-    A prompt file is a JSON object from an object's name (upper and lower case do not matter; "*" is every
-    object) to one wording or a list of them, each with optional placeholders:
-
-        {"cancer": ["neoplasm in {body_part} {modality}", "lung tumor"], "*": ["segment the {object}"]}
+def check_prompt(text: Any, source: str = "prompt") -> str:
+    """Check one prompt and tidy its white space: as `check_text`, and without braces.
 
     Args:
-        templates: wordings of an object without an entry in the file; each holds `{object}` and may hold
-            `{modality}` and `{body_part}`. One that needs a body part or modality that is not known is left
-            out.
-        file: a prompt file, or None.
-        file_mode: "extend": the file's wordings come first, then the templates'; "replace": the file's alone.
-
-    Raises:
-        InputError: the file is missing or malformed, or a template has an unknown placeholder.
-    """
-
-    def __init__(
-        self,
-        templates: Sequence[str] = DEFAULT_TEMPLATES,
-        file: str | Path | None = None,
-        file_mode: str = "extend",
-    ) -> None:
-        if file_mode not in {"extend", "replace"}:
-            raise InputError(f"file_mode: expected 'extend' or 'replace', found {file_mode!r}.")
-        if isinstance(templates, str) or not templates:
-            raise InputError("templates: expected a list of at least one wording with {object} in it.")
-        self.templates = tuple(_check_template(template, "templates") for template in templates)
-        if missing := [template for template in self.templates if "object" not in _fields(template)]:
-            raise InputError(f"templates: {missing[0]!r} has no {{object}}, so every object would get the same prompt.")
-        self.file_mode = file_mode
-        self.entries = read_prompt_book(file) if file else {}
-
-    def wordings(self, object_name: str, modality: str = "", body_part: str = "") -> list[str]:
-        """List the prompts of an object; training draws one of them, evaluation takes the first.
-
-        Args:
-            object_name: as in the dataset's labels, for example "right parotid gland".
-            modality: "CT", "MR" (worded as "MRI"), another, or empty.
-            body_part: for example "head and neck" or "abdominal", or empty.
-
-        Returns:
-            at least one prompt, each once.
-
-        Raises:
-            InputError: no wording can be made, because all of them need a modality or body part that is not
-                known.
-        """
-        words = {
-            "object": " ".join(object_name.replace("_", " ").split()),
-            "modality": MODALITY_WORDS.get(modality.upper(), modality),
-            "body_part": body_part,
-        }
-        own = self.entries.get(_key(object_name), []) + self.entries.get(ANY_OBJECT, [])
-        templates = own if own and self.file_mode == "replace" else [*own, *self.templates]
-        usable = [template for template in templates if all(words[field] for field in _fields(template))]
-        prompts = [check_prompt(template.format(**words), f"prompt of '{object_name}'") for template in usable]
-        if not prompts:
-            raise InputError(
-                f"object '{object_name}': every wording needs a modality or body part that is not known; "
-                "add `modality` and `body_part` to the dataset, or a wording without them."
-            )
-        return list(dict.fromkeys(prompts))
-
-    def for_case(self, case: Mapping[str, Any], value: int) -> list[str]:
-        """List the prompts of a label value in a case: the case's own where the datalist gives some.
-
-        Args:
-            case: a case from `load_cases`.
-            value: a label value among the case's objects.
-
-        Returns:
-            at least one prompt.
-
-        Raises:
-            InputError: see `wordings`.
-        """
-        own = (case.get("prompts") or {}).get(value)
-        if own:
-            return list(own)
-        return self.wordings(case["objects"][value], case.get("modality", ""), case.get("body_part", ""))
-
-
-def read_prompt_book(path: str | Path) -> dict[str, list[str]]:
-    """Read a prompt file (see `PromptBook`).
-
-    Args:
-        path: JSON file.
+        text: what a user gave as a prompt.
+        source: where it came from, to name in the error.
 
     Returns:
-        object name in lower case to its wordings.
+        the prompt with single spaces and none at its ends.
 
     Raises:
-        InputError: the file is missing or malformed.
+        InputError: see `check_text`; or a brace, which only a wording book's templates hold.
+    """
+    tidy = check_text(text, source)
+    if "{" in tidy or "}" in tidy:
+        raise InputError(f"{source}: {tidy!r} holds a brace; {_WORDING_BOOK_CURE}")
+    return tidy
+
+
+def read_prompt_list(path: str | Path) -> list[Prompt]:
+    """Read a prompt list.
+
+    JSON: a list of sentences, a list of `{"prompt": ..., "name": ...}` (name optional), an object with such a list
+    under "prompts", or an object from names to sentences. CSV: a header with a column `prompt` and optionally
+    `name`.
+
+    Args:
+        path: file ending in .json or .csv, UTF-8.
+
+    Returns:
+        the prompts in the file's order, names unique (a missing name is made from the sentence).
+
+    Raises:
+        InputError: the file is missing, of another format or malformed, is a wording book, holds no prompt, or has
+            a bad or repeated prompt, name, key or column.
     """
     path = Path(path)
+    if path.suffix.lower() == ".json":
+        rows = _json_rows(read_json(path, "prompt list"), path)
+    elif path.suffix.lower() == ".csv":
+        rows = _csv_rows(read_text(path, "prompt list"), path)
+    else:
+        raise InputError(f"{path}: expected a prompt list ending in .json or .csv.")
+    return make_prompts(rows, str(path))
+
+
+def make_prompts(rows: list[tuple[Any, Any]], source: str = "prompts") -> list[Prompt]:
+    """Check sentences and names and give a name to each that has none.
+
+    Args:
+        rows: pairs of a sentence and a name, the name None or empty where there is none.
+        source: where they came from, to name in errors.
+
+    Returns:
+        one prompt for each row.
+
+    Raises:
+        InputError: no row, a bad sentence, a bad name, or a sentence or name that occurs twice.
+    """
+    if not rows:
+        raise InputError(f"{source}: holds no prompt; give at least one.")
+    texts: list[str] = []
+    names: list[str] = []
+    for number, (text, name) in enumerate(rows, start=1):
+        where = f"{source}, prompt {number}"
+        texts.append(check_prompt(text, where))
+        if name is None or (isinstance(name, str) and not name.strip()):
+            names.append("")
+        elif isinstance(name, str) and _NAME.fullmatch(name.strip()):
+            names.append(name.strip())
+        else:
+            raise InputError(f"{where}: the name {name!r} cannot be part of a file name; use letters, digits, _ . -")
+    for listed, what in ((texts, "prompt"), ([name for name in names if name], "name")):
+        seen: set[str] = set()
+        for entry in listed:
+            # names that differ in case only are one file on some file systems
+            if entry.lower() in seen:
+                raise InputError(f"{source}: the {what} '{entry}' occurs twice; remove or rename one.")
+            seen.add(entry.lower())
+    return [Prompt(text, name) for text, name in zip(texts, _fill_names(texts, names), strict=True)]
+
+
+def _fill_names(texts: list[str], names: list[str]) -> list[str]:
+    """Make a name from each sentence without one; a number behind it keeps it unique."""
+    taken = {name.lower() for name in names if name}
+    filled = []
+    for text, name in zip(texts, names, strict=True):
+        if not name:
+            stem = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:48].strip("_") or "prompt"
+            name, count = stem, 2
+            while name in taken:
+                name, count = f"{stem}_{count}", count + 1
+            taken.add(name)
+        filled.append(name)
+    return filled
+
+
+def _json_rows(content: Any, path: Path) -> list[tuple[Any, Any]]:
+    if isinstance(content, dict) and isinstance(content.get("prompts"), list):
+        content = content["prompts"]
+    if isinstance(content, dict):
+        if several := [name for name, sentences in content.items() if name == "*" or isinstance(sentences, list)]:
+            raise InputError(f"{path}: {several[0]!r} has wordings, as in a wording book; {_WORDING_BOOK_CURE}")
+        return [(sentence, name) for name, sentence in content.items()]
+    if not isinstance(content, list):
+        raise InputError(f"{path}: expected a list of prompts or an object from names to prompts.")
+    rows: list[tuple[Any, Any]] = []
+    for number, entry in enumerate(content, start=1):
+        if isinstance(entry, dict):
+            if "prompt" not in entry or set(entry) - {"prompt", "name"}:
+                raise InputError(f"{path}, prompt {number}: expected the keys `prompt` and optionally `name`.")
+            rows.append((entry["prompt"], entry.get("name")))
+        else:
+            rows.append((entry, None))
+    return rows
+
+
+def _csv_rows(text: str, path: Path) -> list[tuple[Any, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", skipinitialspace=True)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such prompt file.") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error}).") from error
-    if not isinstance(content, dict) or not content:
-        raise InputError(f'{path}: expected a JSON object such as {{"lung nodule": ["nodule in lung CT"]}}.')
-    entries: dict[str, list[str]] = {}
-    for name, wordings in content.items():
-        source = f"{path}, '{name}'"
-        listed = [wordings] if isinstance(wordings, str) else wordings
-        if not isinstance(listed, list) or not listed:
-            raise InputError(f"{source}: expected a wording or a list of wordings, found {wordings!r}.")
-        entries[_key(name)] = [_check_template(check_prompt(wording, source), source) for wording in listed]
-    return entries
+        columns = [column.strip().lower() for column in reader.fieldnames or []]
+        if "prompt" not in columns or set(columns) - {"prompt", "name"}:
+            raise InputError(f"{path}: the first line must name the columns `prompt` and optionally `name`.")
+        if len(set(columns)) < len(columns):
+            raise InputError(f"{path}: a column stands twice in the first line; remove one.")
+        reader.fieldnames = columns
+        rows = [_csv_row(row, f"{path}, line {reader.line_num}") for row in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: cannot be read as CSV ({error}).") from error
+    return rows
 
 
-def _key(name: str) -> str:
-    return " ".join(name.replace("_", " ").lower().split())
-
-
-def _fields(template: str) -> set[str]:
-    return {field for _, field, _, _ in Formatter().parse(template) if field is not None}
-
-
-def _check_template(template: str, source: str) -> str:
-    check_prompt(template, source)
-    try:
-        unknown = _fields(template) - _FIELDS
-    except ValueError as error:
-        raise InputError(f"{source}: {template!r} has unpaired braces ({error}).") from None
-    if unknown:
-        allowed = ", ".join(f"{{{field}}}" for field in sorted(_FIELDS))
-        raise InputError(f"{source}: {template!r} has an unknown placeholder; use {allowed}.")
-    return template
+def _csv_row(row: dict[str, Any], where: str) -> tuple[Any, Any]:
+    if row.get(""):
+        raise InputError(f"{where}: too many columns; put a prompt with commas in quotes.")
+    cells = (row["prompt"] or "", row.get("name"))
+    # a quote that is never closed swallows the lines below it
+    if any("\n" in cell or "\r" in cell for cell in cells if cell):
+        raise InputError(f"{where}: a quoted cell goes over several lines; close the quote, or write it on one line.")
+    return cells

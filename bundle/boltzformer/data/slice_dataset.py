@@ -12,9 +12,9 @@ from monai.transforms import Randomizable
 from torch.utils.data import Dataset
 
 from boltzformer.data.cached_volume import CachedVolume
-from boltzformer.data.prompts import PromptBook
 from boltzformer.data.slice_cache import build_cache
 from boltzformer.data.windows import IntensityWindow, apply_window
+from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
 
 
@@ -40,7 +40,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         negative_share: share of negatives among all examples, in [0, 1).
         min_area: pixels that a positive slice's object has at least, 1 or more; slices with fewer are not
             used.
-        prompts: the wordings; None takes `PromptBook()`.
+        wordings: the wording book; None takes `WordingBook()`.
         training: draw wordings and negatives anew in each epoch.
         transform: dictionary transform of the item, for example a `monai.transforms.Compose`; a
             `Randomizable` is seeded for each item.
@@ -69,7 +69,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         num_adjacent: int = 0,
         negative_share: float = 0.0,
         min_area: int = 1,
-        prompts: PromptBook | None = None,
+        wordings: WordingBook | None = None,
         training: bool = False,
         transform: Callable[[dict[str, Any]], Any] | None = None,
         seed: int = 0,
@@ -83,14 +83,14 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if min_area < 1 or seed < 0:
             raise InputError("seed must be 0 or more, min_area 1 or more.")
         self.data = [_complete(case) for case in data]
-        self.prompts = prompts or PromptBook()
+        self.wordings = wordings or WordingBook()
         self.num_adjacent = int(num_adjacent)
         self.training = training
         self.transform = transform
         self.seed = int(seed)
         self.axis = int(axis)
         window = window if isinstance(window, IntensityWindow) else IntensityWindow(window)
-        self._wordings = [_wordings(case, self.prompts) for case in self.data]
+        self._wordings = [_wordings(case, self.wordings) for case in self.data]
         self.volumes: list[CachedVolume] = build_cache(self.data, cache_dir, axis, num_workers, progress)
         self.limits = [_limits(case, v, window) for case, v in zip(self.data, self.volumes, strict=True)]
         self.examples = _positives(self.volumes, min_area)
@@ -247,8 +247,8 @@ def case_name(case: Mapping[str, Any]) -> str:
     return Path(case["image"]).name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _wordings(case: Mapping[str, Any], prompts: PromptBook) -> dict[int, list[str]]:
-    listed = {value: prompts.for_case(case, value) for value in case["objects"]}
+def _wordings(case: Mapping[str, Any], book: WordingBook) -> dict[int, list[str]]:
+    listed = {value: book.for_case(case, value) for value in case["objects"]}
     owner: dict[str, int] = {}
     for value, wordings in listed.items():
         for wording in wordings:

@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from torch import nn
 
-from boltzformer.data.prompt_file import Prompt, make_prompts
+from boltzformer.data.prompts import Prompt, make_prompts
 from boltzformer.error_report import find_input_error
 from boltzformer.errors import InputError
 from boltzformer.inference.inputs import case_name

@@ -18,7 +18,7 @@ from ignite.engine import Events
 from monai.engines import Workflow
 from torch import Tensor, nn
 
-from boltzformer.data.prompt_file import Prompt
+from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
 from boltzformer.inference.masks import LOGITS_KEY, Grid
 from boltzformer.inference.slice_inferer import PromptedSliceInferer

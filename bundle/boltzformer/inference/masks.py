@@ -18,7 +18,7 @@ from monai.engines import Workflow
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from boltzformer.data.prompt_file import Prompt
+from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from boltzformer.data.prompt_file import Prompt
-from boltzformer.data.prompts import check_prompt
+from boltzformer.data.prompts import Prompt, check_prompt
 from boltzformer.errors import InputError
 from boltzformer.inference.memory import measure_peak
 
@@ -34,7 +33,7 @@ class PromptedSliceInferer(SliceInferer):
     weight map, and it does pass prompts on.
 
     Args:
-        prompt: what to segment: a sentence, several, or prompts from a prompt file; None takes the network's default.
+        prompt: what to segment: a sentence, several, or prompts from a prompt list; None takes the network's default.
         spatial_dim: axis of the slices, 2 for axial ones of a volume in RAS orientation.
         num_adjacent: neighbouring slices on each side that go in as channels, as in training; the border slice stands
             in for those beyond the volume. 0 or 1.
