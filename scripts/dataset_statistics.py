@@ -12,11 +12,11 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
 from boltzformer.data.cases import load_cases
-from boltzformer.data.volume_checks import read_volume
 from boltzformer.errors import InputError
 from boltzformer.metrics.case_evaluation import LabelledCase
 from boltzformer.metrics.dataset_statistics import COLUMNS, dataset_statistics, statistics_table
 from boltzformer.metrics.tables import write_csv, write_json
+from boltzformer.volumes.checks import read_volume
 
 
 def main(

@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 
 from boltzformer.data.cases import load_cases
 from boltzformer.data.datalist import read_item
-from boltzformer.data.volume_checks import read_volume
 from boltzformer.errors import InputError
 from boltzformer.metrics.case_evaluation import EvaluationSettings, LabelledCase
 from boltzformer.metrics.comparison import compare_with
@@ -27,6 +26,7 @@ from boltzformer.metrics.prediction_files import PredictionFolder, strip_extensi
 from boltzformer.metrics.report import write_report
 from boltzformer.metrics.tables import write_json
 from boltzformer.metrics.volume_metrics import TOLERANCES_MM
+from boltzformer.volumes.checks import read_volume
 
 
 def main(

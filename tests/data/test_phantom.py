@@ -10,8 +10,8 @@ import pytest
 from boltzformer.data.cases import load_cases
 from boltzformer.data.phantom import dataset_or_phantoms, write_phantoms
 from boltzformer.data.phantom_anatomy import LABELS, make_phantom
-from boltzformer.data.volume_checks import check_pair, read_volume
 from boltzformer.errors import InputError
+from boltzformer.volumes.checks import check_pair, read_volume
 
 TINY = {"num_training": 1, "num_validation": 1, "size": (32, 32, 8)}
 

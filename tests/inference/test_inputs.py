@@ -7,8 +7,8 @@ from boltzformer.data.phantom import write_phantoms
 from boltzformer.errors import InputError
 from boltzformer.inference.inputs import case_name, find_volumes
 
-from tests.inference.test_dicom import write_series
 from tests.support import body
+from tests.volumes.test_dicom import write_series
 
 
 def _names(path, **kwargs):

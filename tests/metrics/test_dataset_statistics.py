@@ -11,9 +11,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import typer
-from boltzformer.data.volume_checks import read_volume
 from boltzformer.metrics.case_evaluation import LabelledCase
 from boltzformer.metrics.dataset_statistics import dataset_statistics
+from boltzformer.volumes.checks import read_volume
 from typer.testing import CliRunner
 
 from scripts.dataset_statistics import main

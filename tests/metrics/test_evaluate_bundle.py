@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import typer
-from boltzformer.data.volume_checks import read_volume
 from boltzformer.metrics.case_evaluation import LabelledCase
 from boltzformer.metrics.folder_evaluation import evaluate_folder
 from boltzformer.metrics.prediction_files import PredictionFolder
+from boltzformer.volumes.checks import read_volume
 from typer.testing import CliRunner, Result
 
 from tests.support import SMALL_NETWORK, small_network, write_json

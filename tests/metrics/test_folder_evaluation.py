@@ -11,12 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from boltzformer.data.volume_checks import read_volume
 from boltzformer.errors import InputError
 from boltzformer.metrics.case_evaluation import EvaluationSettings, LabelledCase, slice_rows
 from boltzformer.metrics.folder_evaluation import Evaluation, evaluate_folder
 from boltzformer.metrics.prediction_files import PredictionFolder
 from boltzformer.metrics.size_buckets import SizeBucketDice
+from boltzformer.volumes.checks import read_volume
 
 OBJECTS = {1: "liver lesion", 2: "left kidney"}
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from boltzformer.data.volume_checks import read_volume
 from boltzformer.errors import InputError
 from boltzformer.metrics.case_evaluation import EvaluationSettings, LabelledCase
 from boltzformer.metrics.comparison import compare_with
@@ -18,6 +17,7 @@ from boltzformer.metrics.folder_evaluation import Evaluation, evaluate_folder, s
 from boltzformer.metrics.pictures import case_picture, worst_volumes
 from boltzformer.metrics.prediction_files import PredictionFolder
 from boltzformer.metrics.report import write_report
+from boltzformer.volumes.checks import read_volume
 from PIL import Image
 
 OBJECTS = {1: "liver lesion", 2: "left kidney <b>"}

@@ -19,9 +19,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from boltzformer.data.cached_volume import CachedVolume, open_cached_volume, save_cached_volume
 from boltzformer.data.folders import folder_lock, new_folder
-from boltzformer.data.volume_checks import check_label_values, check_pair, read_volume
 from boltzformer.data.windows import intensity_quantiles
 from boltzformer.errors import InputError
+from boltzformer.volumes.checks import check_label_values, check_pair, read_volume
 
 CACHE_VERSION = 1
 _MAX_LISTED = 20

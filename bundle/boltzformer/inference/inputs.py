@@ -7,7 +7,7 @@ from typing import Any
 
 from boltzformer.data.cases import load_cases
 from boltzformer.errors import InputError
-from boltzformer.inference.dicom import has_dicom
+from boltzformer.volumes.dicom import has_dicom
 
 _SUFFIXES = (".nii", ".nii.gz")
 

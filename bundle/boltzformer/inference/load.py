@@ -13,9 +13,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 
-from boltzformer.data.volume_checks import check_voxels, read_volume
 from boltzformer.errors import InputError
-from boltzformer.inference.dicom import find_series, read_series
+from boltzformer.volumes.checks import check_voxels, read_volume
+from boltzformer.volumes.dicom import find_series, read_series
 
 
 class LoadVolumed(MapTransform):
@@ -28,7 +28,7 @@ class LoadVolumed(MapTransform):
 
     Args:
         keys: items that hold a path.
-        uneven_spacing: see `boltzformer.inference.dicom.find_series`.
+        uneven_spacing: see `boltzformer.volumes.dicom.find_series`.
         allow_missing_keys: see `monai.transforms.MapTransform`.
 
     Raises:

@@ -1,6 +1,6 @@
 """One case: a label map and the predicted masks of its objects -> rows per slice, per volume and per lesion.
 
-Files are read through a reader that the caller gives (``boltzformer.data.volume_checks.read_volume`` in the
+Files are read through a reader that the caller gives (``boltzformer.volumes.checks.read_volume`` in the
 scripts), which raises one clear error for what cannot be read. What is wrong with one object or one case
 becomes a line in the list of failures, and the rest goes on.
 """

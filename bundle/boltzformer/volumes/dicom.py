@@ -34,12 +34,19 @@ class DicomSeries:
         files: its slices, in the order of the volume's third axis.
         affine: (4, 4) float64, voxel index (column, row, slice) to RAS+ world coordinates in mm.
         modality: as the files say, for example "CT" or "MR".
+        uid: SeriesInstanceUID.
+        positions: (slices, 3) float64, ImagePositionPatient of each file in mm (LPS), in the order of `files`: the true
+            place of each slice, also where the affine holds the mean spacing.
+        body_part: BodyPartExamined; empty where the files do not say.
     """
 
     folder: Path
     files: tuple[Path, ...]
     affine: np.ndarray
     modality: str
+    uid: str
+    positions: np.ndarray
+    body_part: str = ""
 
 
 def has_dicom(folder: str | Path) -> bool:
@@ -73,8 +80,11 @@ def find_series(folder: str | Path, uneven_spacing: str = "refuse") -> DicomSeri
     _check_one_series(headers.values(), folder)
     files, positions = _in_order(headers, folder)
     affine = _affine(headers[files[0]], positions, folder, uneven_spacing)
-    modality = str(headers[files[0]].get("Modality", ""))
-    return DicomSeries(folder, files, affine, modality)
+    first = headers[files[0]]
+    modality, uid, part = (
+        str(first.get(tag, "") or "") for tag in ("Modality", "SeriesInstanceUID", "BodyPartExamined")
+    )
+    return DicomSeries(folder, files, affine, modality, uid, positions, part)
 
 
 def read_series(series: DicomSeries) -> np.ndarray:

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from boltzformer.errors import InputError
-from boltzformer.inference.dicom import find_series, has_dicom, read_series
+from boltzformer.volumes.dicom import find_series, has_dicom, read_series
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.spatial.transform import Rotation
@@ -68,6 +68,10 @@ def test_equals_simpleitk_on_an_oblique_series(tmp_path, array):
     assert len(series.files) == 5
     assert series.modality == "CT"
     assert np.array_equal(read_series(series), array)
+    assert {pydicom.dcmread(file).SeriesInstanceUID for file in series.files} == {series.uid}
+    for file, position, k in zip(series.files, series.positions, range(5), strict=True):
+        assert np.allclose(pydicom.dcmread(file).ImagePositionPatient, position)
+        assert np.allclose((series.affine @ [0, 0, k, 1])[:3], position * [-1, -1, 1], atol=1e-3)
 
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))

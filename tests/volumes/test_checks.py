@@ -6,14 +6,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from boltzformer.data.volume_checks import (
+from boltzformer.errors import InputError
+from boltzformer.volumes.checks import (
     check_label_values,
     check_pair,
     check_volume,
     check_voxels,
     read_volume,
 )
-from boltzformer.errors import InputError
 
 ARRAY = np.random.default_rng(0).integers(-500, 500, (20, 16, 12)).astype(np.int16)
 
