@@ -15,6 +15,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from boltzformer.errors import InputError
+from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.dicom_seg import make_dicom_seg, write_dicom_seg
 from boltzformer.volumes.segment_codes import _table, find_code
 from pydicom.sr import _concepts_dict
@@ -197,8 +198,6 @@ def _segimage2itkimage() -> str | None:
 
 @pytest.mark.skipif(not _segimage2itkimage(), reason="dcmqi is not installed (pip install dcmqi)")
 def test_dcmqi_reads_the_same_voxels_of_a_real_series(tmp_path, real_data_dir):
-    from boltzformer.inference.dicom import find_series
-
     series = find_series(real_data_dir / "dicom_ct")
     masks = np.zeros((2, 512, 512, 28), np.uint8)
     masks[0, 100:130, 200:260, 5:9] = 1
