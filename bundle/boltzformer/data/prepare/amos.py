@@ -99,9 +99,7 @@ def _case(source: Source, root: PurePosixPath, item: Any, section: str) -> Plann
     image, label = str(root / item["image"]), str(root / item["label"])
     source.require([image, label], "its dataset.json lists")
     name = PurePosixPath(image).name.removesuffix(".nii.gz")
-    return PlannedCase(
-        name, name, copy_pair(source, image, label), source.sizes[image] + source.sizes[label], section
-    )
+    return PlannedCase(name, name, copy_pair(source, image, label), source.sizes[image] + source.sizes[label], section)
 
 
 def _number(source: Source, name: str) -> int:

@@ -83,8 +83,8 @@ def build_dataset(
         failures = _write_cases(draft, todo, plan, workers, say)
         if failures:
             raise PreparationError(
-                f"{target}: {len(failures)} of {len(cases)} cases failed, so the dataset is not there yet. Mend them, or "
-                "leave them out by name, and start again: the finished cases are kept.",
+                f"{target}: {len(failures)} of {len(cases)} cases failed, so the dataset is not there yet. Mend "
+                "them, or leave them out by name, and start again: the finished cases are kept.",
                 failures,
             )
         _finish(draft, plan, cases, sections, parameters, leave_out)
@@ -152,7 +152,9 @@ def _check_disk(target: Path, todo: Sequence[PlannedCase], total: int, say: Say)
     kept = f" ({total - len(todo)} cases are there from an earlier start)" if len(todo) < total else ""
     say(f"{target.name}: {len(todo)} cases, up to {_size(need)} of disk; {_size(free)} are free{kept}")
     if need > free:
-        raise InputError(f"{target}: needs up to {_size(need)} of disk and {_size(free)} are free; choose another disk.")
+        raise InputError(
+            f"{target}: needs up to {_size(need)} of disk and {_size(free)} are free; choose another disk."
+        )
 
 
 def _write_cases(draft: Path, todo: Sequence[PlannedCase], plan: DatasetPlan, workers: int, say: Say) -> list[str]:
@@ -220,9 +222,16 @@ def _finish(
         **lists,
     }
     _write_json(draft / "dataset.json", dataset)
-    manifest = {"parameters": parameters, "cases": {n: {**r, "section": sections[r["patient"]]} for n, r in records.items()}}
+    manifest = {
+        "parameters": parameters,
+        "cases": {n: {**r, "section": sections[r["patient"]]} for n, r in records.items()},
+    }
     _write_json(draft / MANIFEST, manifest)
-    lines = [(sha, record[key]) for record in records.values() for key, sha in zip(("image", "label"), record["sha256"], strict=True)]
+    lines = [
+        (sha, record[key])
+        for record in records.values()
+        for key, sha in zip(("image", "label"), record["sha256"], strict=True)
+    ]
     lines += [(file_sha256(draft / name), name) for name in ("dataset.json", MANIFEST)]
     (draft / CHECKSUMS).write_text("".join(f"{sha}  {name}\n" for sha, name in lines), encoding="utf-8")
     _remove_all_but(draft, {name for _, name in lines} | {CHECKSUMS})

@@ -140,8 +140,8 @@ def _task(source: Source, index: str, content: Mapping[str, Any]) -> MsdTask:
             if name.lower() == short or task.folder.lower() in name.lower():
                 return task
     raise InputError(
-        f"{source.path}: is '{names[0] or names[1]}', none of {', '.join(task.folder for task in TASKS)}; other tasks are "
-        "in Decathlon layout already and can be given to training as they are."
+        f"{source.path}: is '{names[0] or names[1]}', none of {', '.join(task.folder for task in TASKS)}; other "
+        "tasks are in Decathlon layout already and can be given to training as they are."
     )
 
 

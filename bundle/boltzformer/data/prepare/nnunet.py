@@ -52,6 +52,7 @@ def plan_nnunet(
     if ending not in _VOLUMES:
         raise InputError(f"{source.path}: its files end in {ending}; volumes in {', '.join(_VOLUMES)} can be prepared.")
     structures = {value: Structure(label) for value, label in _labels(source, content.get("labels")).items()}
+    modality = _modality(source, content, channel)
     cases = _cases(source, root, channel, ending, patient_pattern)
     stated = content.get("numTraining")
     found = sum(case.section == "" for case in cases)
@@ -64,7 +65,7 @@ def plan_nnunet(
             description=str(content.get("description", "")) or f"nnU-Net raw dataset {name}",
             reference=str(content.get("reference", "")),
             licence=str(content.get("licence", content.get("license", ""))),
-            modality=_modality(source, content, channel),
+            modality=modality,
             body_part=part,
             structures=structures,
             cases=cases,
@@ -74,7 +75,7 @@ def plan_nnunet(
 
 
 def _name(source: Source, root: PurePosixPath, content: Mapping[str, Any]) -> str:
-    name = root.name or str(content.get("name", "")) or source.path.name.split(".")[0]
+    name = root.name or source.path.name.split(".")[0] or str(content.get("name", ""))
     return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
 
 
@@ -108,9 +109,7 @@ def _modality(source: Source, content: Mapping[str, Any], channel: int) -> str:
     return "CT" if name.upper() == "CT" else "MR" if re.search(r"MR|T1|T2|FLAIR|DWI|ADC", name.upper()) else name
 
 
-def _cases(
-    source: Source, root: PurePosixPath, channel: int, ending: str, pattern: str | None
-) -> list[PlannedCase]:
+def _cases(source: Source, root: PurePosixPath, channel: int, ending: str, pattern: str | None) -> list[PlannedCase]:
     cases = []
     for folder, section in (("Tr", ""), ("Ts", "test")):
         below = str(root / f"labels{folder}") + "/"

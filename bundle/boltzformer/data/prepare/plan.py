@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from boltzformer.data.prompts import DEFAULT_TEMPLATES, PromptBook
+from boltzformer.data.wordings import DEFAULT_TEMPLATES, WordingBook
 
 Writer = Callable[[Path, Path], dict[str, Any]]
 """Writes the image and the label map of a case to two `.nii.gz` paths; returns what is known of its origin."""
@@ -38,8 +38,8 @@ class Structure:
             each wording once; the first is what evaluation uses ("neoplasm in lung CT").
         """
         part = self.body_part or body_part
-        found = PromptBook().wordings(self.name, modality, part)
-        short = PromptBook((DEFAULT_TEMPLATES[0], *DEFAULT_TEMPLATES[-2:]))
+        found = WordingBook().wordings(self.name, modality, part)
+        short = WordingBook((DEFAULT_TEMPLATES[0], *DEFAULT_TEMPLATES[-2:]))
         for synonym in self.synonyms:
             found.extend(short.wordings(synonym, modality, part))
         return list(dict.fromkeys(found))

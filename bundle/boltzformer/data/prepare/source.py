@@ -37,7 +37,7 @@ class Source(ABC):
     def _open(self, name: str) -> IO[bytes]:
         """Open one file for reading."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027, a folder has nothing to close
         """Close the archive."""
 
     @contextmanager
@@ -134,7 +134,7 @@ class TarSource(Source):
 
     def __init__(self, path: Path) -> None:
         try:
-            self._archive = tarfile.open(path, "r:")
+            self._archive = tarfile.open(path, "r:")  # noqa: SIM115, open until close()
             self._members = {m.name.removeprefix("./"): m for m in self._archive.getmembers() if m.isfile()}
         except tarfile.TarError as error:
             raise InputError(f"{path}: damaged or half downloaded ({error}); download it again.") from error

@@ -10,8 +10,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from boltzformer.data.volume_checks import check_label_values, check_pair, read_volume
 from boltzformer.errors import InputError
+from boltzformer.volumes.checks import check_label_values, check_pair, read_volume
 
 
 def verify_pair(image: Path, label: Path, values: Iterable[int]) -> dict[str, Any]:
