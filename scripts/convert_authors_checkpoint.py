@@ -16,6 +16,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bundle")]
 
 from boltzformer.errors import InputError
 from boltzformer.networks.authors_checkpoint import convert_checkpoint
+from boltzformer.recipe import versions
+from boltzformer.recipe_network import record_definition
 from boltzformer.weights import check_fit, save_atomically
 
 from scripts.bundle_config import read_bundle
@@ -62,10 +64,12 @@ def main(
         if not converted:
             raise InputError(f"{checkpoint} holds none of the authors' decoder keys, such as query_feat.weight.")
         overlays = overlay or ["configs/network/authors.json"]
-        network = read_bundle(ROOT / "bundle", overlays, files).get_parsed_content("network_def")
+        settings = {"pretrained": False, **files}
+        network = read_bundle(ROOT / "bundle", overlays, settings, "train").get_parsed_content("network_def")
         state = network.state_dict()
         check_fit(network, {**state, **converted}, checkpoint)
-        save_atomically({**state, **converted}, output)
+        recipe = {"network": record_definition(network, ROOT / "bundle" / "models"), "versions": versions()}
+        save_atomically({**state, **converted}, output, recipe)
     except InputError as error:
         console.print(f"[red]{error}[/red]")
         raise typer.Exit(1) from error

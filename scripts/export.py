@@ -64,9 +64,10 @@ def main(
     """Export the network of the bundle with its weights, and compare the file's output with the network's own."""
     console = Console()
     try:
-        parser = read_bundle(ROOT / "bundle", overlay or [], {"device": torch.device("cpu")})
+        settings = {"device": torch.device("cpu"), **({"checkpoint": checkpoint} if checkpoint else {})}
+        parser = read_bundle(ROOT / "bundle", overlay or [], settings)
         network = parser.get_parsed_content("network_def").eval()
-        load_weights(network, checkpoint or parser.get_parsed_content("checkpoint"))
+        load_weights(network, parser.get_parsed_content("checkpoint"))
         error = export(network, output)
     except InputError as failure:
         console.print(f"[red]{failure}[/red]")

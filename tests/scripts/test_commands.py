@@ -55,7 +55,7 @@ def test_converted_checkpoint_is_one_that_the_bundle_loads(tmp_path):
     assert result.exit_code == 0, result.output
     assert "4 tensors" in result.output
     assert "image_encoder" in result.output
-    network = read_bundle(BUNDLE, [str(overlay)], {}).get_parsed_content("network_def")
+    network = read_bundle(BUNDLE, [], {"checkpoint": tmp_path / "ours.pt"}).get_parsed_content("network_def")
     load_weights(network, tmp_path / "ours.pt")
     assert network.decoder.query_features.unique().tolist() == [2]
     assert network.decoder.mask_mlp[2].bias.unique().tolist() == [3]
@@ -113,7 +113,8 @@ def test_benchmark_of_a_whole_volume(tmp_path, monkeypatch):
     pytest.importorskip("einops", reason="MONAI's SwinUNETR needs einops")
     overlay = tmp_path / "small.json"
     overlay.write_text(json.dumps({**SMALL, "network_def#image_size": 64}))
-    network = read_bundle(BUNDLE, [str(overlay)], {}).get_parsed_content("network_def").eval().requires_grad_(False)
+    network = read_bundle(BUNDLE, [str(overlay)], {"checkpoint": None}).get_parsed_content("network_def").eval()
+    network.requires_grad_(False)
     monkeypatch.setattr(benchmark, "paper_network", lambda: network)
     result = run(benchmark.volume, "--slices", 3, "--size", 64, "--output", tmp_path / "volume.json")
     assert result.exit_code == 0, result.output
