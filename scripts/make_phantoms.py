@@ -1,39 +1,7 @@
-"""Write a set of CT-like phantom volumes in Medical Segmentation Decathlon layout."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-from typing import Annotated
+"""`boltzformer phantoms` as a script; needs the package (`make install`, or `pip install -e .`)."""
 
 import typer
-from rich.console import Console
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
-
-from boltzformer.data.phantom import write_phantoms
-from boltzformer.errors import InputError
-
-
-def main(
-    out_dir: Annotated[Path, typer.Argument(help="Folder of the set; an older phantom set there is replaced.")],
-    training: Annotated[int, typer.Option(help="Number of training volumes.")] = 20,
-    validation: Annotated[int, typer.Option(help="Number of validation volumes.")] = 6,
-    size: Annotated[tuple[int, int, int], typer.Option(help="Voxels: right, anterior, superior.")] = (
-        256,
-        256,
-        32,
-    ),
-    seed: Annotated[int, typer.Option(help="The same seed gives the same set.")] = 0,
-) -> None:
-    """Write CT-like volumes with labelled nodules, aorta and liver, from 0.005 % to 5 % of a slice."""
-    try:
-        written = write_phantoms(out_dir, training, validation, size, seed)
-    except InputError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
-    Console().print(f"{'Wrote' if written else 'Already there:'} {training} + {validation} volumes in {out_dir}")
-
+from boltzformer.apps.phantoms import main
 
 if __name__ == "__main__":
     typer.run(main)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Commands that tests start import this checkout's package, whatever is installed in the environment.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "bundle"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _folder(variable: str, default: Path) -> Path:

@@ -11,12 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import typer
+from boltzformer.apps.statistics import main
 from boltzformer.metrics.case_evaluation import LabelledCase
 from boltzformer.metrics.dataset_statistics import dataset_statistics
 from boltzformer.volumes.checks import read_volume
 from typer.testing import CliRunner
-
-from scripts.dataset_statistics import main
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "dataset_statistics.py"
 OBJECTS = {1: "liver lesion", 2: "left kidney", 3: "spleen"}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from boltzformer.apps.export import export
 from boltzformer.errors import InputError
 from boltzformer.networks import positions
 from boltzformer.networks.export import TensorCore, core_noise, example_inputs
-
-from scripts.export import export
 
 
 @torch.no_grad()

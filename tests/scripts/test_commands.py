@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import typer
+from boltzformer.apps.bundle_config import read_bundle
 from boltzformer.networks.boltzmann_attention import PatchFeatures
-from boltzformer.weights import load_weights
 from typer.testing import CliRunner
 
-from scripts import benchmark, convert_authors_checkpoint, measuring
-from scripts.bundle_config import read_bundle
+from scripts import benchmark, measuring
 from scripts.decoder_case import DecoderCase
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
@@ -37,53 +36,6 @@ SMALL = {
     "network_def#dim": 32,
     "network_def#num_queries": 3,
 }  # fmt: skip
-
-
-def test_converted_checkpoint_is_one_that_the_bundle_loads(tmp_path):
-    theirs = {
-        "sem_seg_head.predictor.query_feat.weight": torch.full((3, 32), 2.0),
-        "sem_seg_head.predictor.mask_embed.layers.1.bias": torch.full((32,), 3.0),
-        "sem_seg_head.pixel_decoder.layer_1.weight": torch.full((32, 32, 3, 3), 4.0),
-        "output_conv.bias": torch.full((1,), 5.0),
-        "backbone.stem.weight": torch.zeros(1),
-    }
-    torch.save({"model": theirs}, tmp_path / "theirs.pth")
-    overlay = tmp_path / "small.json"
-    overlay.write_text(json.dumps(SMALL))
-    files = tmp_path / "theirs.pth", tmp_path / "ours.pt"
-    result = run(convert_authors_checkpoint.main, *files, "--overlay", overlay)
-    assert result.exit_code == 0, result.output
-    assert "4 tensors" in result.output
-    assert "image_encoder" in result.output
-    network = read_bundle(BUNDLE, [], {"checkpoint": tmp_path / "ours.pt"}).get_parsed_content("network_def")
-    load_weights(network, tmp_path / "ours.pt")
-    assert network.decoder.query_features.unique().tolist() == [2]
-    assert network.decoder.mask_mlp[2].bias.unique().tolist() == [3]
-    assert network.pixel_decoder.outputs[0].conv.weight.unique().tolist() == [4]
-    assert network.pigma.combine.bias.tolist() == [5]
-    overlay.write_text(json.dumps({**SMALL, "network_def#num_queries": 4}))
-    result = run(convert_authors_checkpoint.main, *files, "--overlay", overlay)
-    assert result.exit_code == 1
-    assert "another network" in " ".join(result.output.split())
-
-
-def test_checkpoints_that_are_none(tmp_path):
-    (tmp_path / "text.pth").write_text("no checkpoint")
-    torch.save({"other.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    torch.save([1, 2], tmp_path / "list.pth")
-    torch.save({}, tmp_path / "empty.pth")
-    cases = {
-        "empty": "none of the authors",
-        "absent": "not found",
-        "text": "cannot be read",
-        "other": "none of the authors",
-        "list": "no state dict",
-    }
-    for name, message in cases.items():
-        result = run(convert_authors_checkpoint.main, tmp_path / f"{name}.pth", tmp_path / "out.pt")
-        assert result.exit_code == 1
-        assert message in " ".join(result.output.split())
-    assert not (tmp_path / "out.pt").exists()
 
 
 def test_multiply_adds_are_counted():
@@ -113,8 +65,7 @@ def test_benchmark_of_a_whole_volume(tmp_path, monkeypatch):
     pytest.importorskip("einops", reason="MONAI's SwinUNETR needs einops")
     overlay = tmp_path / "small.json"
     overlay.write_text(json.dumps({**SMALL, "network_def#image_size": 64}))
-    network = read_bundle(BUNDLE, [str(overlay)], {"checkpoint": None}).get_parsed_content("network_def").eval()
-    network.requires_grad_(False)
+    network = read_bundle(BUNDLE, [str(overlay)], {}).get_parsed_content("network_def").eval().requires_grad_(False)
     monkeypatch.setattr(benchmark, "paper_network", lambda: network)
     result = run(benchmark.volume, "--slices", 3, "--size", 64, "--output", tmp_path / "volume.json")
     assert result.exit_code == 0, result.output

@@ -76,8 +76,8 @@ def read_item(
     part = item.get("body_part", content.get("body_part"))
     case["body_part"] = str(part) if part is not None else _guess_body_part(str(dataset), content)
     case["objects"] = _objects(item, content, where)
-    if item.get("prompts"):
-        case["prompts"] = _prompts(item["prompts"], case["objects"], where)
+    if prompts := item.get("prompts", content.get("prompts")):
+        case["prompts"] = _prompts(prompts, case["objects"], where)
     annotated = item.get("annotated", content.get("annotated"))
     if annotated is not None:
         case["annotated"] = _annotated(annotated, case["objects"], where)

@@ -31,7 +31,7 @@ def folder_lock(target: str | Path) -> FileLock:
         InputError: the parent cannot be created or written.
     """
     target = Path(target)
-    with _explained(target):
+    with explained_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # FileLock waits for ever where no file can be made, so make one first
         tempfile.TemporaryFile(dir=target.parent).close()
@@ -56,7 +56,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target)
     prefix = f".{target.name}.tmp-"
-    with _explained(target):
+    with explained_os_errors(target):
         for left in target.parent.glob(f"{prefix}*"):
             shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
@@ -73,7 +73,8 @@ def new_folder(target: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(target: Path) -> Iterator[None]:
+def explained_os_errors(target: Path) -> Iterator[None]:
+    """Turn what the disk refuses while `target` is written (no room, no right) into an `InputError` that names it."""
     try:
         yield
     except OSError as error:

@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose
 from torch import nn
 
+from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.prompts import Prompt, make_prompts
 from boltzformer.error_report import find_input_error
 from boltzformer.errors import InputError
@@ -28,7 +29,7 @@ from boltzformer.inference.masks import LOGITS_KEY, SaveMasks, combine_masks
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.weights import load_weights
 
-BUNDLE_DIR = Path(__file__).resolve().parents[2]
+BUNDLE_DIR = bundle_folder()
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,8 @@ class Segmenter:
         parser.update(overrides)
         if device is not None:
             parser["device"] = torch.device(device)
-        # a Path, not text: the parser would evaluate some texts
-        checkpoint = Path(weights) if weights is not None else root / "models" / "model.pt"
-        parser["checkpoint"] = checkpoint
         network = parser.get_parsed_content("network")
-        load_weights(network, checkpoint)
+        load_weights(network, weights if weights is not None else root / "models" / "model.pt")
         preprocessing, inferer, postprocessing = (
             parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing")
         )

@@ -1,0 +1,41 @@
+"""How every command ends: one line for a user's mistake or Ctrl-C, and an exit code that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+from boltzformer.error_report import find_input_error
+
+MISTAKE = 2
+INTERRUPTED = 130
+
+
+def print_error(message: object) -> None:
+    """Print one line to standard error, as it is: no wrapping, no markup."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("[red]Error:[/red] ", end="")
+    console.print(str(message), markup=False)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn an `InputError`, also one that MONAI has wrapped, and Ctrl-C into one line.
+
+    Raises:
+        typer.Exit: with code 2 after a user's mistake, and 130 after Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        mistake = find_input_error(error)
+        if mistake is None:
+            raise
+        print_error(mistake)
+        raise typer.Exit(MISTAKE) from None

@@ -1,0 +1,165 @@
+"""`boltzformer prepare`: what was downloaded in, datasets in Decathlon layout out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from boltzformer.apps.console import one_line_errors, print_error
+from boltzformer.data.prepare.amos import plan_amos
+from boltzformer.data.prepare.build import PreparationError, build_dataset
+from boltzformer.data.prepare.leaks import find_leaks
+from boltzformer.data.prepare.lidc import plan_lidc
+from boltzformer.data.prepare.msd import plan_msd
+from boltzformer.data.prepare.nnunet import plan_nnunet
+from boltzformer.data.prepare.plan import DatasetPlan
+from boltzformer.data.prepare.source import Source, open_source
+from boltzformer.data.prepare.split import Split
+from boltzformer.errors import InputError
+
+app = typer.Typer(
+    name="prepare",
+    help="Bring public datasets into Decathlon layout: split by patient, with wordings and checksums.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+SourceArgument = Annotated[Path, typer.Argument(metavar="ARCHIVE_OR_FOLDER", help="The download, or its folder.")]
+OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of all datasets; each gets one of its own.")]
+TestShare = Annotated[float, typer.Option(help="Share of patients for the test list, where the archive has none.")]
+ValidationShare = Annotated[float, typer.Option(help="Share of the other patients for the validation list.")]
+Seed = Annotated[int, typer.Option(help="Of the split.")]
+LeaveOut = Annotated[list[str] | None, typer.Option(help="Name of a case to leave out; may be repeated.")]
+Workers = Annotated[int, typer.Option(min=1, help="Cases read and checked at once.")]
+
+
+@app.command()
+def msd(
+    source: SourceArgument,
+    out: OutArgument,
+    test_share: TestShare = 0.2,
+    validation_share: ValidationShare = 0.2,
+    seed: Seed = 0,
+    leave_out: LeaveOut = None,
+    workers: Workers = 2,
+) -> None:
+    """Decathlon tasks 06 Lung, 07 Pancreas, 08 HepaticVessel and 10 Colon: the task's tar, or its folder."""
+    prepare(source, out, plan_msd, Split(test_share, validation_share, seed), leave_out or [], workers)
+
+
+@app.command()
+def amos(
+    source: SourceArgument,
+    out: OutArgument,
+    validation_share: ValidationShare = 0.2,
+    seed: Seed = 0,
+    leave_out: LeaveOut = None,
+    workers: Workers = 2,
+) -> None:
+    """AMOS22, as one dataset of CT and one of MRI; the challenge's validation cases are the test lists."""
+    prepare(source, out, plan_amos, Split(0.0, validation_share, seed), leave_out or [], workers)
+
+
+@app.command()
+def nnunet(
+    source: SourceArgument,
+    out: OutArgument,
+    channel: Annotated[int, typer.Option(min=0, help="Channel that becomes the image.")] = 0,
+    patient_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression that finds the patient in a case's name.")
+    ] = None,
+    body_part: Annotated[str | None, typer.Option(help="For the wordings; guessed from the name by default.")] = None,
+    test_share: TestShare = 0.2,
+    validation_share: ValidationShare = 0.2,
+    seed: Seed = 0,
+    leave_out: LeaveOut = None,
+    workers: Workers = 2,
+) -> None:
+    """Any raw dataset of nnU-Net (version 1 or 2)."""
+
+    def plan(opened: Source) -> list[DatasetPlan]:
+        return plan_nnunet(opened, channel, patient_pattern, body_part)
+
+    prepare(source, out, plan, Split(test_share, validation_share, seed), leave_out or [], workers)
+
+
+@app.command()
+def lidc(
+    source: SourceArgument,
+    out: OutArgument,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Folder or zip of the readers' XML files, where they are not beside the images.")
+    ] = None,
+    min_readers: Annotated[int, typer.Option(min=1, max=4, help="Readers who must have drawn a voxel.")] = 2,
+    uneven_spacing: Annotated[str, typer.Option(help="refuse or warn: series whose slices are not evenly spaced.")] = (
+        "refuse"
+    ),
+    test_share: TestShare = 0.2,
+    validation_share: ValidationShare = 0.2,
+    seed: Seed = 0,
+    leave_out: LeaveOut = None,
+    workers: Workers = 2,
+) -> None:
+    """LIDC-IDRI: DICOM series and the readers' XML; masks are what at least 2 of the 4 readers drew."""
+    with one_line_errors():
+        readings = open_source(annotations) if annotations else None
+
+    def plan(opened: Source) -> list[DatasetPlan]:
+        return plan_lidc(opened, readings, min_readers, uneven_spacing)
+
+    prepare(source, out, plan, Split(test_share, validation_share, seed), leave_out or [], workers)
+
+
+@app.command()
+def leaks(
+    datasets: Annotated[list[Path], typer.Argument(help="Prepared datasets, or folders of them.")],
+) -> None:
+    """Look for one patient or one image under two names, in all lists of all datasets. Ends with code 1 if any."""
+    with one_line_errors():
+        found = find_leaks(datasets)
+    for leak in found:
+        print(leak)
+    print(f"{len(found)} found" if found else "No patient and no image is shared.")
+    if found:
+        raise typer.Exit(1)
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    make_plans: Callable[[Source], list[DatasetPlan]],
+    split: Split,
+    leave_out: list[str],
+    workers: int,
+) -> None:
+    """Plan and build all datasets of a download; the next one is begun even if one fails.
+
+    Raises:
+        typer.Exit: with code 2 where nothing could be begun, and 1 where cases failed.
+    """
+    with one_line_errors():
+        opened = open_source(source)
+        plans = make_plans(opened)
+        known = {case.name for plan in plans for case in plan.cases}
+        if unknown := sorted(set(leave_out) - known):
+            raise InputError(f"--leave-out: {source} has no case named '{unknown[0]}'.")
+    failures: list[str] = []
+    for plan in plans:
+        left_out = [name for name in leave_out if any(case.name == name for case in plan.cases)]
+        with one_line_errors():
+            try:
+                build_dataset(plan, out, split, left_out, workers, say=lambda line: print(line, flush=True))
+            except PreparationError as error:
+                failures += [*error.failures, str(error)]
+    opened.close()
+    for failure in failures:
+        print_error(failure)
+    if failures:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""Public archives in, datasets in Decathlon layout out: one file for each family of archives."""
