@@ -55,9 +55,9 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def small_network(seed: int = 6, **changes: Any) -> torch.nn.Module:
-    """The network of inference.json with `SMALL_NETWORK`; with this seed its masks are neither full nor empty."""
+    """The network of train.json with `SMALL_NETWORK`; with this seed its masks are neither full nor empty."""
     parser = ConfigParser()
-    parser.read_config(str(BUNDLE / "configs" / "inference.json"))
+    parser.read_config(str(BUNDLE / "configs" / "train.json"))
     parser.update({**SMALL_NETWORK, **changes})
     torch.manual_seed(seed)
     return parser.get_parsed_content("network_def").eval()

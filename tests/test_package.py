@@ -83,7 +83,7 @@ from boltzformer.apps.bundle_config import read_bundle
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.prompts import read_prompt_list
 folder = bundle_folder()
-size = read_bundle(folder, ["configs/network/tiny.json"], {})["network_def"]["image_size"]
+size = read_bundle(folder, ["configs/network/tiny.json"], {}, "train")["network_def"]["image_size"]
 prompts = read_prompt_list(folder / "configs" / "prompts.json")
 print(json.dumps([boltzformer.__file__, str(folder), size, prompts[0].name]))
 """

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
+import secrets
 import shutil
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -19,27 +25,42 @@ logger = logging.getLogger(__name__)
 
 NETWORK_KEY = "network"
 """The entry of a training checkpoint that holds the network's weights."""
+RECORD_FORMAT = 1
+RECORD_NAME = "extra/recipe.json"
+RECORD_KEY = "recipe"
+LARGEST_RECORD = 16_000_000
 
 
-def save_atomically(content: object, path: str | os.PathLike[str]) -> None:
-    """Write `content` with `torch.save` so that `path` holds either the earlier file or the whole new one.
+def save_atomically(
+    content: Mapping[str, Any], path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None
+) -> None:
+    """Write a checkpoint so that `path` holds either the earlier file or the whole new one.
 
-    The bytes go to a hidden file beside `path`, reach the disk (`fsync`), and only then take its name.
+    The bytes go to a hidden file beside `path`, reach the disk (`fsync`), and only then take its name. The file is
+    what `torch.save` writes (or safetensors, by the ending), and beside the tensors it holds a JSON record: the
+    SHA-256 of the content and, where given, the recipe. `torch.load` passes over it, `read_record` reads it.
 
     Args:
-        content: anything `torch.save` takes.
+        content: a state dict, or a training checkpoint of tensors and plain values.
         path: where the file belongs; missing folders are made.
+        recipe: what the network was trained with, as JSON can hold it (see `boltzformer.recipe`).
 
     Raises:
         InputError: if the file cannot be written, most often because the disk is full; `path` is then as it
             was.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    record = json.dumps({**(recipe or {}), "format": RECORD_FORMAT, "sha256": state_digest(content)}, indent=1)
+    # no one can guess the name and put a link there; O_EXCL would refuse it anyway
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(draft, "wb") as file:
-            torch.save(content, file)
+        with open(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "w+b") as file:
+            if path.suffix == ".safetensors":
+                file.write(safetensors.torch.save(dict(content), {RECORD_KEY: record}))
+            else:
+                torch.save(content, file)
+                _append_record(cast(BinaryIO, file), record)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
@@ -50,6 +71,46 @@ def save_atomically(content: object, path: str | os.PathLike[str]) -> None:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def _append_record(file: BinaryIO, record: str) -> None:
+    with zipfile.ZipFile(file, "a") as archive:
+        folder = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{folder}/{RECORD_NAME}", record)
+
+
+def state_digest(content: Any) -> str:
+    """SHA-256 of tensors and plain values in nested dicts and lists; the same in every file format.
+
+    Names, types, shapes and bytes count; the order of a dict's keys, and whether a list is a tuple, do not.
+
+    Args:
+        content: a state dict or a training checkpoint.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    _feed(digest, content)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        digest.update(f"tensor {plain.dtype} {tuple(plain.shape)};".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        digest.update(f"dict {len(value)};".encode())
+        for key in sorted(value, key=repr):
+            digest.update(f"{key!r};".encode())
+            _feed(digest, value[key])
+    elif isinstance(value, list | tuple):
+        digest.update(f"list {len(value)};".encode())
+        for entry in value:
+            _feed(digest, entry)
+    else:
+        digest.update(f"{value!r};".encode())
 
 
 def _flush_folder(folder: Path) -> None:
@@ -103,8 +164,49 @@ def keep_previous(path: str | os.PathLike[str], folder: str | os.PathLike[str] |
     return kept
 
 
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Read the JSON record of a checkpoint (checksum and recipe), and nothing else of the file: no code can run.
+
+    Args:
+        path: a `.pt` or `.safetensors` file.
+
+    Returns:
+        the record as it stands there, unchecked; None where the file holds none.
+
+    Raises:
+        InputError: if the file is missing or the record cannot be read.
+    """
+    path = _existing(path)
+    try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, "pt") as file:
+                text = (file.metadata() or {}).get(RECORD_KEY)
+        else:
+            text = _record_of_zip(path)
+        content = None if text is None else json.loads(text)
+    except Exception as error:
+        raise InputError(_damaged(path, error)) from error
+    if content is not None and not isinstance(content, dict):
+        raise InputError(_damaged(path, ValueError("its record is no JSON object")))
+    return content
+
+
+def _record_of_zip(path: Path) -> str | None:
+    if not zipfile.is_zipfile(path):  # torch's format before 1.6, or no checkpoint at all: reading it will tell
+        return None
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.split("/", 1)[-1] == RECORD_NAME]
+        if not names:
+            return None
+        if archive.getinfo(names[0]).file_size > LARGEST_RECORD:
+            raise ValueError(f"its record has {archive.getinfo(names[0]).file_size} bytes")
+        return archive.read(names[0]).decode("utf-8")
+
+
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a `.pt` checkpoint (tensors and plain values only, no code) or a `.safetensors` file to the CPU.
+
+    What was read is compared with the file's own SHA-256; a file without one is read with a warning.
 
     Args:
         path: the file.
@@ -113,29 +215,61 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         What the file holds: a state dict, or a training checkpoint with the state dict under `network`.
 
     Raises:
-        InputError: if the file is missing, truncated, or no checkpoint.
+        InputError: if the file is missing, truncated, changed since it was written, no checkpoint, or holds a
+            weight that is not a number.
     """
+    path = _existing(path)
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = safetensors.torch.load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(_damaged(path, error)) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict: name a checkpoint file.")
+    record = read_record(path)
+    if record is None:
+        logger.info("%s carries no checksum: whether the file is whole cannot be told", path)
+    elif record.get("sha256") != state_digest(content):
+        raise InputError(
+            f"{path} is damaged: its content is not what was written (SHA-256 differs); take a copy that is whole, "
+            "or train again."
+        )
+    _check_finite(content, path)
+    return content
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not path.is_file():
         raise InputError(
             f"no checkpoint at {path}: train a network first (`python -m monai.bundle run training "
             "--config_file configs/train.json`) or name another file."
         )
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
+    return path
 
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise InputError(
-            f"{path} cannot be read as a checkpoint ({_first_line(error)}): the file is truncated or of "
-            "another kind; take a copy that is whole."
-        ) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a state dict: name a checkpoint file.")
-    return content
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{path} cannot be read as a checkpoint ({_first_line(error)}): the file is truncated or of "
+        "another kind; take a copy that is whole."
+    )
+
+
+def _check_finite(content: Any, path: Path, name: str = "") -> None:
+    if isinstance(content, Tensor):
+        if content.is_floating_point() and not bool(torch.isfinite(content).all()):
+            raise InputError(
+                f"{path} holds values that are no numbers (NaN or infinite, in {name}): training went wrong before it "
+                "was written; take an earlier checkpoint."
+            )
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            _check_finite(value, path, f"{name}.{key}" if name else str(key))
+    elif isinstance(content, list | tuple):
+        for index, value in enumerate(content):
+            _check_finite(value, path, f"{name}[{index}]")
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike[str] | None) -> None:

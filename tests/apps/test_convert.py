@@ -39,7 +39,7 @@ def test_converted_checkpoint_is_one_that_the_bundle_loads(tmp_path):
     assert result.exit_code == 0, result.output
     assert "4 tensors" in result.output
     assert "image_encoder" in result.output
-    network = read_bundle(BUNDLE, [str(overlay)], {}).get_parsed_content("network_def")
+    network = read_bundle(BUNDLE, [], {"checkpoint": tmp_path / "ours.pt"}).get_parsed_content("network_def")
     load_weights(network, tmp_path / "ours.pt")
     assert network.decoder.query_features.unique().tolist() == [2]
     assert network.decoder.mask_mlp[2].bias.unique().tolist() == [3]

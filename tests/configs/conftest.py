@@ -18,6 +18,7 @@ from tests.support import BUNDLE, SMALL_NETWORK, write_json
 SMALL_RUN: dict[str, Any] = {
     **SMALL_NETWORK,
     "device": "$torch.device('cpu')",
+    "window": "lung",
     "batch_size": 4,
     "max_epochs": 2,
     "learning_rate": 1e-3,

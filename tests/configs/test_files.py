@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from boltzformer.recipe_network import record_definition
+from boltzformer.weights import save_atomically
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_metadata, verify_net_in_out
 
 from tests.support import BUNDLE, SMALL_NETWORK, small_network, write_json
@@ -57,9 +59,10 @@ def test_local_code_is_named_by_target_only(name):
     assert not any("boltzformer" in text for text in early)
 
 
-def test_all_configs_have_one_network():
-    networks = [_read(f"{name}.json")["network_def"] for name, _ in WORKFLOWS]
+def test_all_that_start_from_a_checkpoint_take_its_network():
+    networks = [_read(f"{name}.json")["network_def"] for name in ("evaluate", "inference", "fine_tune")]
     assert networks[0] == networks[1] == networks[2]
+    assert networks[0]["recipe"] == "@recipe"
 
 
 def test_train_and_evaluate_agree_on_what_they_share():
@@ -86,6 +89,7 @@ def test_check_properties(name, kind, phantoms, tmp_path):
         runs_dir=str(tmp_path / "runs"),
         cache_dir=str(tmp_path / "cache"),
         device="cpu",
+        **({} if name == "train" else {"checkpoint": None}),
     )
     workflow.initialize()
     assert workflow.check_properties() == []
@@ -117,7 +121,10 @@ def test_metadata_says_what_constraints_say():
 
 @pytest.mark.parametrize("any_size", [1, 50])
 def test_verify_net_in_out(tmp_path, any_size):
-    small = write_json(tmp_path / "small.json", SMALL_NETWORK)
+    network = small_network()
+    recipe = {"network": record_definition(network, BUNDLE / "models")}
+    save_atomically(network.state_dict(), tmp_path / "model.pt", recipe)
+    small = write_json(tmp_path / "small.json", {"checkpoint": str(tmp_path / "model.pt")})
     verify_net_in_out(
         net_id="network_def",
         meta_file=str(CONFIGS / "metadata.json"),
@@ -128,9 +135,8 @@ def test_verify_net_in_out(tmp_path, any_size):
 
 
 @pytest.mark.parametrize("path", [*NETWORKS, *ABLATIONS], ids=_name)
-@pytest.mark.parametrize("name", [name for name, _ in WORKFLOWS])
-def test_overlays_change_only_keys_that_are_there(path, name):
-    parser = ConfigParser(_read(f"{name}.json"))
+def test_overlays_change_only_keys_that_are_there(path):
+    parser = ConfigParser(_read("train.json"))
     for key, value in json.loads(path.read_text()).items():
         assert key.startswith("network_def#")
         # `threshold` has its default in the network's constructor
@@ -142,7 +148,8 @@ def test_overlays_change_only_keys_that_are_there(path, name):
 @pytest.mark.parametrize("path", NETWORKS, ids=_name)
 def test_network_overlays_build_and_run(path):
     parser = ConfigParser()
-    parser.read_config([str(CONFIGS / "inference.json"), str(path)])
+    parser.read_config([str(CONFIGS / "train.json"), str(path)])
+    parser["pretrained"] = False
     parser["network_def#image_size"] = 128  # the paper's 1024 would take minutes
     network = parser.get_parsed_content("network_def").eval()
     with torch.no_grad():

@@ -65,7 +65,8 @@ def test_benchmark_of_a_whole_volume(tmp_path, monkeypatch):
     pytest.importorskip("einops", reason="MONAI's SwinUNETR needs einops")
     overlay = tmp_path / "small.json"
     overlay.write_text(json.dumps({**SMALL, "network_def#image_size": 64}))
-    network = read_bundle(BUNDLE, [str(overlay)], {}).get_parsed_content("network_def").eval().requires_grad_(False)
+    network = read_bundle(BUNDLE, [str(overlay)], {"checkpoint": None}).get_parsed_content("network_def").eval()
+    network.requires_grad_(False)
     monkeypatch.setattr(benchmark, "paper_network", lambda: network)
     result = run(benchmark.volume, "--slices", 3, "--size", 64, "--output", tmp_path / "volume.json")
     assert result.exit_code == 0, result.output

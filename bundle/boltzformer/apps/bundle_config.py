@@ -10,10 +10,10 @@ from monai.bundle import ConfigParser
 from boltzformer.errors import InputError
 
 
-def read_bundle(bundle: Path, overlays: list[str], overrides: dict[str, Any]) -> ConfigParser:
-    """`configs/evaluate.json` of a bundle, with overlays (relative to the bundle) and values on top."""
+def read_bundle(bundle: Path, overlays: list[str], overrides: dict[str, Any], config: str = "evaluate") -> ConfigParser:
+    """A config of a bundle, with overlays (relative to the bundle) and values on top."""
     parser = ConfigParser()
-    files = [bundle / "configs" / "evaluate.json", *(bundle / overlay for overlay in overlays)]
+    files = [bundle / "configs" / f"{config}.json", *(bundle / overlay for overlay in overlays)]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise InputError(f"{missing[0]} not found; overlays are named relative to {bundle}.")

@@ -15,6 +15,8 @@ from boltzformer.apps.console import one_line_errors
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
 from boltzformer.networks.authors_checkpoint import convert_checkpoint
+from boltzformer.recipe import versions
+from boltzformer.recipe_network import record_definition
 from boltzformer.weights import check_fit, save_atomically
 
 
@@ -59,10 +61,12 @@ def main(
         if not converted:
             raise InputError(f"{checkpoint} holds none of the authors' decoder keys, such as query_feat.weight.")
         overlays = overlay or ["configs/network/authors.json"]
-        network = read_bundle(bundle_folder(), overlays, files).get_parsed_content("network_def")
+        settings = {"pretrained": False, **files}
+        network = read_bundle(bundle_folder(), overlays, settings, "train").get_parsed_content("network_def")
         state = network.state_dict()
         check_fit(network, {**state, **converted}, checkpoint)
-        save_atomically({**state, **converted}, output)
+        recipe = {"network": record_definition(network, bundle_folder() / "models"), "versions": versions()}
+        save_atomically({**state, **converted}, output, recipe)
     absent = sorted({key.split(".")[0] for key in state if key not in converted})
     console.print(f"{len(converted)} tensors converted, {len(left)} left out; written to {output}.")
     console.print(

@@ -61,9 +61,10 @@ def main(
     """Export the network of the bundle with its weights, and compare the file's output with the network's own."""
     console = Console()
     with one_line_errors():
-        parser = read_bundle(bundle_folder(), overlay or [], {"device": torch.device("cpu")})
+        settings = {"device": torch.device("cpu"), **({"checkpoint": checkpoint} if checkpoint else {})}
+        parser = read_bundle(bundle_folder(), overlay or [], settings)
         network = parser.get_parsed_content("network_def").eval()
-        load_weights(network, checkpoint or parser.get_parsed_content("checkpoint"))
+        load_weights(network, parser.get_parsed_content("checkpoint"))
         error = export(network, output)
     console.print(f"{output}: differs from the eager network by {error:.1e} of the largest logit")
     if not error < TOLERANCE:

@@ -132,9 +132,25 @@ def read_wording_book(path: str | Path) -> dict[str, list[str]]:
         )
     if not isinstance(content, dict) or not content:
         raise InputError(f'{path}: expected a JSON object such as {{"lung nodule": ["nodule in lung CT"]}}.')
+    return check_entries(content, path)
+
+
+def check_entries(content: Mapping[str, Any], origin: str | Path) -> dict[str, list[str]]:
+    """Check the entries of a wording book, wherever they come from.
+
+    Args:
+        content: object name to a wording or a list of them.
+        origin: where they come from, to name in errors.
+
+    Returns:
+        object name in lower case to its wordings.
+
+    Raises:
+        InputError: an entry is malformed.
+    """
     entries: dict[str, list[str]] = {}
     for name, wordings in content.items():
-        source = f"{path}, '{name}'"
+        source = f"{origin}, '{name}'"
         listed = [wordings] if isinstance(wordings, str) else wordings
         if not isinstance(listed, list) or not listed:
             raise InputError(f"{source}: expected a wording or a list of wordings, found {wordings!r}.")

@@ -130,8 +130,11 @@ class Segmenter:
         parser.update(overrides)
         if device is not None:
             parser["device"] = torch.device(device)
+        # a Path, not text: the parser would evaluate some texts
+        checkpoint = Path(weights) if weights is not None else root / "models" / "model.pt"
+        parser["checkpoint"] = checkpoint
         network = parser.get_parsed_content("network")
-        load_weights(network, weights if weights is not None else root / "models" / "model.pt")
+        load_weights(network, checkpoint)
         preprocessing, inferer, postprocessing = (
             parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing")
         )

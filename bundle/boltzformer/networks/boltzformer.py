@@ -13,6 +13,7 @@ from boltzformer.errors import InputError
 
 from .boltzmann_attention import PatchFeatures
 from .decoder import BoltzFormerDecoder, check_settings
+from .definition import remember_definition
 from .features import ImageFeatures, semantic_map_of
 from .image_encoder import ImageEncoder
 from .noise import Noise, SeededNoise, fresh_noise
@@ -23,6 +24,7 @@ from .semantic_map import EXPECTED_PROMPTS, foldable, folding_pays
 from .text_encoder import TextEncoder, TextFeatures
 
 
+@remember_definition
 class BoltzFormer(nn.Module):
     """Text-prompted segmentation of small objects by Boltzmann attention sampling (CVPR 2025).
 

@@ -17,12 +17,15 @@ from torch import Tensor, nn
 
 from boltzformer.errors import InputError
 
+from .definition import remember_definition
+
 logger = logging.getLogger(__name__)
 
 STRIDES = (4, 8, 16, 32)
 HUB_TIMEOUT_S = 3.0
 
 
+@remember_definition
 class ImageEncoder(nn.Module):
     """Backbone that turns a normalised slice into features at four strides.
 

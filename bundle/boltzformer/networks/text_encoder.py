@@ -21,6 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from boltzformer.errors import InputError
 
+from .definition import remember_definition
+
 logger = logging.getLogger(__name__)
 
 CACHED_PROMPTS = 4096
@@ -129,6 +131,7 @@ class TextEncoder(nn.Module, ABC):
         return [tokens[:n] for tokens, n in zip(self.embed(*on_device), lengths, strict=True)]
 
 
+@remember_definition
 class ClipTextEncoder(TextEncoder):
     """CLIP-like text tower: byte-pair vocabulary of 49408, causal transformer (the paper's UniCL has this form).
 
@@ -199,6 +202,7 @@ class ClipTextEncoder(TextEncoder):
         )
 
 
+@remember_definition
 class HuggingFaceTextEncoder(TextEncoder):
     """Any Hugging Face text encoder, from a local folder or by name.
 

@@ -46,10 +46,18 @@ class BestWeights:
         network: the bare network (not its DDP wrapper); the file is its state dict.
         path: the file, `models/model.pt` in the bundle.
         output_dir: the run's folder.
+        recipe: what the network is trained with; each file carries it, with the result that made it the best.
     """
 
-    def __init__(self, network: nn.Module, path: str | os.PathLike[str], output_dir: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        path: str | os.PathLike[str],
+        output_dir: str | os.PathLike[str],
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
         self.network = network
+        self.recipe = recipe
         self.path = Path(path)
         self.output_dir = Path(output_dir)
         self._owns_file = False
@@ -74,8 +82,11 @@ class BestWeights:
             if kept is not None:
                 logger.info("the weights of an earlier run, %s, are kept as %s", self.path, kept)
             self._owns_file = True
-        save_atomically(self.network.state_dict(), self.path)
         name, value = state.key_metric_name, state.best_metric
+        result = {"result": {name: float(value), "epoch": state.epoch}}
+        save_atomically(
+            self.network.state_dict(), self.path, None if self.recipe is None else {**self.recipe, **result}
+        )
         logger.info("epoch %d: best %s so far, %.4f -> %s", state.epoch, name, value, self.path)
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,6 +116,7 @@ class RunCheckpoint:
         resume: True takes up `<output_dir>/last.pt` where there is one; a path takes up that file; False
             begins anew.
         every_steps: also save inside an epoch, after this many steps; 0 saves at the ends of epochs only.
+        recipe: what the network is trained with; the file carries it.
 
     Raises:
         InputError: at the start, if the file to resume cannot be read, or belongs to another network, other
@@ -119,6 +131,7 @@ class RunCheckpoint:
         validator: Evaluator | None = None,
         resume: bool | str = False,
         every_steps: int = 0,
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(output_dir) / LAST_NAME
         self.network = network
@@ -127,6 +140,7 @@ class RunCheckpoint:
         # `--resume true` on MONAI's command line arrives as a string
         self.resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
         self.every_steps = every_steps
+        self.recipe = recipe
         self._started = False
 
     def attach(self, engine: Workflow) -> None:
@@ -175,7 +189,7 @@ class RunCheckpoint:
             "best": _best(self.validator),
             "random": random_states,
         }
-        save_atomically(content, self.path)
+        save_atomically(content, self.path, self.recipe)
 
     def _restore(self, engine: Workflow, path: Path) -> None:
         content = read_checkpoint(path)

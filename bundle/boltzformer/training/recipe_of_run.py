@@ -1,0 +1,60 @@
+"""The recipe that a training run writes into its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from boltzformer.data.slice_dataset import SliceDataset
+from boltzformer.data.wordings import WordingBook
+from boltzformer.recipe import DEFAULTS, Recipe, check_recipe, versions
+from boltzformer.recipe_network import record_definition
+
+
+def recipe_of_run(network: nn.Module, recipe: Recipe, dataset: SliceDataset, wordings: WordingBook) -> dict[str, Any]:
+    """Say what a network is trained with.
+
+    Args:
+        network: the bare network.
+        recipe: the run's settings.
+        dataset: the training examples.
+        wordings: of the objects.
+
+    Returns:
+        the recipe as JSON can hold it; the checksum comes with each file.
+
+    Raises:
+        InputError: the network cannot be described, see `record_definition`.
+    """
+    content = {
+        "network": record_definition(network, recipe.bundle_root / "models"),
+        "input": {name: recipe.content["input"][name] for name in DEFAULTS},
+        "trained_on": _trained_on(dataset.data, wordings),
+        "prompts": {"templates": list(wordings.templates), "entries": wordings.entries, "mode": wordings.file_mode},
+        "thresholds": dict(recipe.content.get("thresholds", {})),
+        "versions": versions(),
+    }
+    check_recipe({**content, "format": 1, "sha256": "0" * 64}, "this training run")
+    return content
+
+
+def _trained_on(cases: Sequence[Mapping[str, Any]], wordings: WordingBook) -> dict[str, Any]:
+    objects: dict[str, list[str]] = {}
+    for case in cases:
+        for value, name in case["objects"].items():
+            known = objects.setdefault(name, [])
+            known += [text for text in wordings.for_case(case, value) if text not in known]
+
+    def named(key: str) -> list[str]:
+        return sorted({str(case[key]) for case in cases if case.get(key)})
+
+    return {
+        "datasets": named("dataset"),
+        "cases": len(cases),
+        "patients": len(named("patient")),
+        "modalities": named("modality"),
+        "body_parts": named("body_part"),
+        "objects": dict(sorted(objects.items())),
+    }
