@@ -22,10 +22,10 @@ from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.ensemble import EnsembleSliceInferer, SaveEntropy
-from boltzformer.metrics.case_evaluation import EvaluationSettings, LabelledCase
-from boltzformer.metrics.lesions import LesionRule
-from boltzformer.metrics.prediction_files import PredictionFolder
-from boltzformer.metrics.volume_metrics import TOLERANCES_MM
+from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
+from boltzformer.metrics.measures.catalogue import TOLERANCES_MM
+from boltzformer.metrics.measures.lesions import LesionRule
+from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from evaluate_predictions import end, score
 
 

@@ -17,15 +17,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
 from boltzformer.data.cases import load_cases
 from boltzformer.data.datalist import read_item
 from boltzformer.errors import InputError
-from boltzformer.metrics.case_evaluation import EvaluationSettings, LabelledCase
-from boltzformer.metrics.comparison import compare_with
-from boltzformer.metrics.evaluation_tables import print_comparison, print_evaluation
-from boltzformer.metrics.folder_evaluation import Evaluation, evaluate_folder
-from boltzformer.metrics.lesions import LesionRule
-from boltzformer.metrics.prediction_files import PredictionFolder, strip_extension
-from boltzformer.metrics.report import write_report
-from boltzformer.metrics.tables import write_json
-from boltzformer.metrics.volume_metrics import TOLERANCES_MM
+from boltzformer.metrics.evaluation import evaluate_folder
+from boltzformer.metrics.files import write_json
+from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
+from boltzformer.metrics.measures.catalogue import TOLERANCES_MM
+from boltzformer.metrics.measures.evaluation import Evaluation
+from boltzformer.metrics.measures.lesions import LesionRule
+from boltzformer.metrics.measures.prediction_files import PredictionFolder, strip_extension
+from boltzformer.metrics.show.report import write_report
+from boltzformer.metrics.show.terminal import print_comparison, print_evaluation
+from boltzformer.metrics.summary.comparison import compare_with
 from boltzformer.volumes.checks import read_volume
 
 

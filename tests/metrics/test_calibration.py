@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from boltzformer.metrics.calibration import FOLDS, Calibration, describe, fit_temperature
+from boltzformer.metrics.measures.calibration import FOLDS, Calibration
+from boltzformer.metrics.summary.calibration import describe, fit_temperature, summarise_calibration
 from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
@@ -32,7 +33,7 @@ def test_numbers_equal_sums_over_voxels_and_sklearn():
     collected = Calibration()
     for i in range(10):
         collected.add(p[i::10].reshape(4, -1), truth[i::10].reshape(4, -1), f"patient {i}")
-    found = collected.summary()
+    found = summarise_calibration(collected)
     assert found["voxels"] == 200_000
     assert found["object_share"] == truth.mean()
     assert found["before"]["ece"] == pytest.approx(plain_ece(p, truth), abs=5e-4)
@@ -50,7 +51,7 @@ def test_the_temperature_put_in_is_found(temperature):
     collected = Calibration()
     for i in range(20):
         collected.add(p[i::20], truth[i::20], f"patient {i}")
-    found = collected.summary()
+    found = summarise_calibration(collected)
     assert found["temperature"] == pytest.approx(temperature, rel=0.02)
     assert found["after_is"] == "cross-fitted by patient"
     assert found["after"]["ece"] < 0.005
@@ -72,15 +73,15 @@ def test_after_is_honest_about_patients_that_differ():
         trial.add(*timid, patient=(name := next(names)))
         if trial.counts.sum(axis=(1, 2)).argmax() != fold:
             collected.add(*timid, patient=name)
-    found = collected.summary()
+    found = summarise_calibration(collected)
     assert found["after"]["nll"] > found["before"]["nll"]
 
 
 def test_certain_voxels_and_no_voxels():
     collected = Calibration()
-    assert collected.summary()["before"] is None
+    assert summarise_calibration(collected)["before"] is None
     collected.add(np.array([0.0, 1.0]), np.array([False, True]), "a")
-    found = collected.summary()
+    found = summarise_calibration(collected)
     assert found["before"]["ece"] < 1e-4
     assert found["after_is"] == "fitted to the same voxels"
     assert fit_temperature(np.zeros((2, collected.counts.shape[2]))) == 1.0
@@ -95,7 +96,7 @@ def test_merge_is_the_same_as_adding_all():
     first.merge(second)
     assert np.array_equal(whole.counts, first.counts)
     assert whole.counts.shape[0] == FOLDS
-    assert describe([whole.counts.sum(0)], [1.0]) == first.summary()["before"]
+    assert describe([whole.counts.sum(0)], [1.0]) == summarise_calibration(first)["before"]
 
 
 @pytest.mark.parametrize("wrong", [[-0.1, 0.5], [0.5, 1.1], [np.nan, 0.5]])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import typer
 from boltzformer.apps.statistics import main
-from boltzformer.metrics.case_evaluation import LabelledCase
-from boltzformer.metrics.dataset_statistics import dataset_statistics
+from boltzformer.metrics.measures.cases import LabelledCase
+from boltzformer.metrics.summary.dataset_statistics import dataset_statistics
 from boltzformer.volumes.checks import read_volume
 from typer.testing import CliRunner
 

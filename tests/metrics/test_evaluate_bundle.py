@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import typer
-from boltzformer.metrics.case_evaluation import LabelledCase
-from boltzformer.metrics.folder_evaluation import evaluate_folder
-from boltzformer.metrics.prediction_files import PredictionFolder
+from boltzformer.metrics.evaluation import evaluate_folder
+from boltzformer.metrics.measures.cases import LabelledCase
+from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.volumes.checks import read_volume
 from typer.testing import CliRunner, Result
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from boltzformer.errors import InputError
-from boltzformer.metrics.case_evaluation import EvaluationSettings, LabelledCase, slice_rows
-from boltzformer.metrics.folder_evaluation import Evaluation, evaluate_folder
-from boltzformer.metrics.prediction_files import PredictionFolder
-from boltzformer.metrics.size_buckets import SizeBucketDice
+from boltzformer.metrics.evaluation import evaluate_folder
+from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
+from boltzformer.metrics.measures.evaluation import Evaluation
+from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.volumes.checks import read_volume
 
 OBJECTS = {1: "liver lesion", 2: "left kidney"}
@@ -51,24 +49,6 @@ def test_exact_predictions_are_perfect(labels_dir, exact_predictions, tmp_path):
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["cases"] == 3
     with (tmp_path / "out" / "slices.csv").open() as stream:
         assert len(list(csv.DictReader(stream))) == 3 * 2 * 12
-
-
-def test_slice_rows_equal_the_torch_metric():
-    random = np.random.default_rng(0)
-    pred, label = random.random((2, 9, 8, 7)) > 0.6
-    label[:, :, 3] = False
-    for axis in range(3):
-        rows = slice_rows(pred, label, (1.0, 2.0, 3.0), axis)
-        spacing = [s for a, s in enumerate((1.0, 2.0, 3.0)) if a != axis]
-        metric = SizeBucketDice()
-        stack = [torch.from_numpy(np.moveaxis(m, axis, 0)[:, None].astype(np.float32)) for m in (pred, label)]
-        expected = metric.rows(*stack, spacing)
-        for row, values in zip(rows, expected, strict=True):
-            named = dict(zip(metric.columns, values.tolist(), strict=True))
-            for column in ("dice", "area_percent", "diameter_mm", "false_positive_percent"):
-                assert (row[column] is None) == math.isnan(named[column])
-                if row[column] is not None:
-                    assert row[column] == pytest.approx(named[column], rel=1e-6)
 
 
 def test_three_layouts_give_the_same_numbers(labels_dir, tmp_path, make_volume):

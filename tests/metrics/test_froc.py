@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from boltzformer.metrics.froc import auroc, froc, lesion_auroc
+from boltzformer.metrics.summary.froc import auroc, froc, lesion_auroc
 from monai.metrics import compute_froc_curve_data
 from sklearn.metrics import roc_auc_score
 

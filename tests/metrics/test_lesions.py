@@ -8,20 +8,24 @@ import math
 import cc3d
 import numpy as np
 import pytest
-from boltzformer.metrics.lesions import (
+from boltzformer.metrics.measures.lesions import (
     FALSE_POSITIVE,
     MATCHED,
     MISSED,
     LesionRule,
-    bucket_lesions,
-    count_lesions,
     equivalent_diameter,
     find_components,
-    lesion_rows,
     match_components,
-    summarise_lesions,
 )
+from boltzformer.metrics.measures.lesions import lesion_rows as place_lesion_rows
+from boltzformer.metrics.summary.lesions import bucket_lesions, count_lesions, summarise_lesions
 from scipy.ndimage import center_of_mass, gaussian_filter
+
+PLACE = {"dataset": "d", "case": "c", "patient": "p", "object": "o"}
+
+
+def lesion_rows(*arguments) -> list[dict]:
+    return place_lesion_rows(PLACE, *arguments)
 
 
 def volume(*boxes: tuple[slice, slice, slice], shape: tuple[int, int, int] = (20, 20, 20)) -> np.ndarray:

@@ -11,13 +11,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from boltzformer.errors import InputError
-from boltzformer.metrics.case_evaluation import EvaluationSettings, LabelledCase
-from boltzformer.metrics.comparison import compare_with
-from boltzformer.metrics.folder_evaluation import Evaluation, evaluate_folder, summarise
-from boltzformer.metrics.pictures import case_picture, worst_volumes
-from boltzformer.metrics.prediction_files import PredictionFolder
-from boltzformer.metrics.report import write_report
-from boltzformer.volumes.checks import read_volume
+from boltzformer.metrics.evaluation import evaluate_folder
+from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
+from boltzformer.metrics.measures.evaluation import Evaluation
+from boltzformer.metrics.measures.prediction_files import PredictionFolder
+from boltzformer.metrics.show.pictures import case_picture, worst_volumes
+from boltzformer.metrics.show.report import write_report
+from boltzformer.metrics.summary.comparison import compare_with
+from boltzformer.metrics.summary.evaluation import summarise
 from PIL import Image
 
 OBJECTS = {1: "liver lesion", 2: "left kidney <b>"}

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from boltzformer.errors import InputError
-from boltzformer.metrics.statistics import (
+from boltzformer.metrics.summary.statistics import (
     clustered_interval,
     compare,
     holm,

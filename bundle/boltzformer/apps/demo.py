@@ -21,7 +21,7 @@ from boltzformer.apps.trace import choose_examples
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
 from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice
-from boltzformer.metrics.tables import print_slice_summary
+from boltzformer.metrics.show.terminal import print_slice_summary
 from boltzformer.weights import load_weights
 
 MARK = ".boltzformer_demo"

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from boltzformer.apps.console import one_line_errors, print_error
 from boltzformer.data.cases import load_cases
-from boltzformer.metrics.case_evaluation import LabelledCase
-from boltzformer.metrics.dataset_statistics import COLUMNS, dataset_statistics, statistics_table
-from boltzformer.metrics.tables import write_csv, write_json
+from boltzformer.metrics.files import write_csv, write_json
+from boltzformer.metrics.measures.cases import LabelledCase
+from boltzformer.metrics.show.terminal import statistics_table
+from boltzformer.metrics.summary.dataset_statistics import COLUMNS, dataset_statistics
 from boltzformer.volumes.checks import read_volume
 
 

@@ -1,0 +1,96 @@
+"""Rows and summaries out to CSV and JSON, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from boltzformer.errors import InputError
+
+
+def plain(value: Any) -> Any:
+    """Python's own types for JSON and CSV: arrays to lists, numpy and torch to numbers, NaN to None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | torch.Tensor):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: str | Path, data: Any) -> Path:
+    """Write ``data`` as JSON; NaN and infinity become null.
+
+    Raises:
+        InputError: where the file cannot be written.
+    """
+    return write_text(path, json.dumps(plain(data), indent=4, allow_nan=False) + "\n")
+
+
+def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
+    """Write rows as CSV with a header; None and NaN are empty cells. Columns default to the first row's keys.
+
+    Raises:
+        InputError: where the file cannot be written.
+    """
+    rows = list(rows)
+    names = list(columns) if columns is not None else list(rows[0]) if rows else []
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        cells = (plain(row.get(name)) for name in names)
+        writer.writerow(["" if cell is None else cell for cell in cells])
+    return write_text(path, buffer.getvalue())
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a CSV that :func:`write_csv` wrote, as text.
+
+    Raises:
+        InputError: where the file is missing, not text, or has no header.
+    """
+    path = Path(path)
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {path} as CSV: {error}") from error
+    if not reader.fieldnames:
+        raise InputError(f"{path} is empty: it should start with a header line of column names")
+    return rows
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file in one move, so that no half-written file is ever read.
+
+    Raises:
+        InputError: where the file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8", newline="")
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    return path

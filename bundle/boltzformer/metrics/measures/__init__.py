@@ -1,0 +1,1 @@
+"""What measures: masks and labels -> typed rows, by the one list of measures in `catalogue.py`."""

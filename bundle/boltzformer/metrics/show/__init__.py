@@ -1,0 +1,1 @@
+"""What shows: summaries on the terminal and on an HTML page."""

@@ -1,0 +1,1 @@
+"""What summarises: rows -> means, intervals, comparisons, as plain data for JSON."""
