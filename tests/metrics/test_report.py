@@ -19,6 +19,7 @@ from boltzformer.metrics.show.pictures import case_picture, worst_volumes
 from boltzformer.metrics.show.report import write_report
 from boltzformer.metrics.summary.comparison import compare_with
 from boltzformer.metrics.summary.evaluation import summarise
+from boltzformer.volumes.checks import read_volume
 from PIL import Image
 
 OBJECTS = {1: "liver lesion", 2: "left kidney <b>"}
