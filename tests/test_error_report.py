@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,9 @@ def test_find_input_error_follows_the_chain():
     assert find_input_error(outer) is mistake
     assert find_input_error(RuntimeError("alone")) is None
     assert find_input_error(None) is None
+
+
+def test_ctrl_c_is_one_line():
+    done = _run("raise KeyboardInterrupt")
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == "Stopped.\n"

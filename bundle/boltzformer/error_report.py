@@ -27,7 +27,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
 
 
 def report_input_errors_briefly() -> None:
-    """Let an uncaught `InputError` print `error: <message>` alone; other exceptions keep their traceback.
+    """Let an uncaught `InputError` print `error: <message>` alone, and Ctrl-C `Stopped.`; others keep their traceback.
 
     Configs call this first in their `run` list. It touches `sys.excepthook` only, so it changes nothing for a
     program that catches its exceptions.
@@ -38,7 +38,9 @@ def report_input_errors_briefly() -> None:
 
     def brief(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         mistake = find_input_error(error)
-        if mistake is None:
+        if isinstance(error, KeyboardInterrupt):
+            print("Stopped.", file=sys.stderr)
+        elif mistake is None:
             usual(kind, error, trace)
         else:
             print(f"error: {mistake}", file=sys.stderr)

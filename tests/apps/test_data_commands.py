@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import typer
-from boltzformer.apps import cache, phantoms
+from boltzformer.apps import cache, cli, phantoms
 from typer.testing import CliRunner
 
 
@@ -36,3 +36,13 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, module):
     assert result.exit_code == 2
     assert "Error:" in result.output
     assert "Traceback" not in result.output
+
+
+def test_every_script_is_a_subcommand_and_lists_its_options():
+    shown = CliRunner().invoke(cli.app, ["--help"])
+    assert shown.exit_code == 0
+    for name in ("phantoms", "prepare", "cache", "statistics", "trace", "export", "convert", "demo"):
+        assert name in shown.output
+        assert CliRunner().invoke(cli.app, [name, "--help"]).exit_code == 0
+    made = CliRunner().invoke(cli.app, ["phantoms", "--no-such-option"])
+    assert made.exit_code == 2

@@ -1,0 +1,28 @@
+"""The command `boltzformer`: one subcommand for each thing to do; also `python -m boltzformer`."""
+
+from __future__ import annotations
+
+import typer
+
+from boltzformer.apps import cache, convert, demo, export, phantoms, prepare, statistics, trace
+
+app = typer.Typer(
+    name="boltzformer",
+    help="Text-prompted segmentation of small objects in CT and MR.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("phantoms")(phantoms.main)
+app.add_typer(prepare.app, name="prepare")
+app.command("cache")(cache.main)
+app.command("statistics")(statistics.main)
+app.command("trace")(trace.main)
+app.command("export")(export.main)
+app.command("convert")(convert.main)
+app.command("demo")(demo.main)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
