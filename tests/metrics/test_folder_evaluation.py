@@ -239,3 +239,102 @@ def test_predictions_may_be_named_after_the_image(labels_dir, exact_predictions,
     found = evaluate_folder(named, PredictionFolder(exact_predictions), read_volume)
     assert found.failures == []
     assert found.summary["volumes"]["overall"]["mean_dice"] == 1
+
+
+def test_two_files_for_one_mask_are_a_failure_that_names_both(labels_dir, exact_predictions, make_volume):
+    make_volume(exact_predictions / "case_1.nii", load(labels_dir / "case_1.nii.gz"))
+    found = run(labels_dir, exact_predictions)
+    assert {failure["case"] for failure in found.failures} == {"case_1"}
+    for failure in found.failures:
+        assert "case_1.nii and" in failure["error"]
+        assert "case_1.nii.gz have one name" in failure["error"]
+    assert len(found.volumes) == 4
+
+
+def test_drafts_and_hidden_companions_are_no_predictions(labels_dir, exact_predictions):
+    (exact_predictions / "._case_0.nii.gz").write_bytes(b"AppleDouble")
+    (exact_predictions / ".case_9.123.nii.gz").write_bytes(b"a draft")
+    (exact_predictions / ".cache").mkdir()
+    (exact_predictions / ".cache" / "case_8.nii.gz").write_bytes(b"")
+    assert run(labels_dir, exact_predictions).failures == []
+
+
+def test_images_of_one_name_leave_the_cases_apart(labels_dir, exact_predictions, tmp_path):
+    named = [
+        LabelledCase(path, OBJECTS, "set", path.name[:6], tmp_path / path.name[:6] / "ct.nii.gz")
+        for path in sorted(labels_dir.glob("*.nii.gz"))
+    ]
+    found = evaluate_folder(named, PredictionFolder(exact_predictions), read_volume)
+    assert found.failures == []
+    assert {row["case"] for row in found.volumes} == {"case_0", "case_1", "case_2"}
+
+
+def test_intervals_and_calibration_folds_go_by_patient_not_by_case(labels_dir, tmp_path, make_volume):
+    """Three cases of two patients: two clusters; and the voxels of one patient lie in one fold, whatever their case."""
+    for path in sorted(labels_dir.glob("*")):
+        case, mask = path.name[:6], load(path) == 1
+        make_volume(tmp_path / "p" / f"{case}_liver_lesion.nii.gz", mask.astype(np.uint8))
+        make_volume(tmp_path / "p" / f"{case}_liver_lesion_prob.nii.gz", np.where(mask, 0.8, 0.1).astype(np.float32))
+
+    def evaluate(patients: list[str]) -> Evaluation:
+        listed = [
+            LabelledCase(path, {1: "liver lesion"}, "set", patient)
+            for patient, path in zip(patients, sorted(labels_dir.glob("*")), strict=True)
+        ]
+        for path in labels_dir.glob("*"):
+            make_volume(path, (load(path) == 1).astype(np.uint8))
+        return evaluate_folder(listed, PredictionFolder(tmp_path / "p"), read_volume)
+
+    one = evaluate(["p0"] * 3)
+    assert one.summary["intervals"]["overall"]["slice_dice"] == {"value": 1, "low": None, "high": None, "clusters": 1}
+    assert one.summary["calibration"]["overall"]["after_is"] == "fitted to the same voxels"
+    (collected,) = one.calibration.values()
+    assert (collected.counts.sum(axis=(1, 2)) > 0).sum() == 1
+    two = evaluate(["p0", "p0", "p1"])
+    assert two.summary["intervals"]["overall"]["volume_dice"]["clusters"] == 2
+    assert two.summary["intervals"]["overall"]["lesion_f1"]["clusters"] == 2
+    assert two.summary["patients"] == 2
+
+
+def test_calibration_looks_10_mm_around_label_and_prediction(tmp_path, make_volume):
+    """Voxels of 2 x 1.5 x 3 mm: 10 mm are 5, 7 and 4 voxels. One voxel in the middle of a large volume."""
+    label = np.zeros((40, 40, 40), np.uint8)
+    label[20, 20, 20] = 1
+    make_volume(tmp_path / "l" / "a.nii.gz", label)
+    make_volume(tmp_path / "p" / "a_o.nii.gz", label)
+    make_volume(tmp_path / "p" / "a_o_prob.nii.gz", label * np.float32(0.5))
+    case = LabelledCase(tmp_path / "l" / "a.nii.gz", {1: "o"}, "set", "a")
+    found = evaluate_folder([case], PredictionFolder(tmp_path / "p"), read_volume)
+    assert found.summary["calibration"]["overall"]["voxels"] == 11 * 15 * 9
+
+
+def test_an_empty_negative_is_no_false_positive(labels_dir, tmp_path, make_volume):
+    """Area 0 on a slice, and volume 0, are what a negative should have."""
+    make_volume(tmp_path / "p" / "case_0.nii.gz", np.zeros((24, 20, 12), np.uint8))
+    make_volume(tmp_path / "l" / "case_0.nii.gz", np.zeros((24, 20, 12), np.uint8))
+    found = run(tmp_path / "l", tmp_path / "p", absent_is_negative=True)
+    for level in ("slices", "volumes"):
+        negatives = found.summary[level]["overall"]["negatives"]
+        assert negatives["with_false_positives"] == 0
+        assert negatives["specificity"] == 1
+    assert found.summary["slices"]["overall"]["negatives"]["n"] == 24
+    assert found.summary["volumes"]["overall"]["negatives"]["n"] == 2
+    assert found.summary["intervals"]["overall"]["slice_specificity"]["value"] == 1
+
+
+def test_lateral_organs_say_how_much_lies_on_the_other_side(tmp_path, make_volume):
+    label = np.zeros((20, 8, 8), np.uint8)
+    label[2:5, 2:6, 2:6], label[15:18, 2:6, 2:6] = 1, 2
+    pred = label.copy()
+    pred[15, 2:6, 2:4] = 1  # 8 of 56 voxels called left lie on the right
+    make_volume(tmp_path / "l" / "a.nii.gz", label)
+    make_volume(tmp_path / "p" / "a.nii.gz", pred)
+    case = LabelledCase(tmp_path / "l" / "a.nii.gz", {1: "left kidney", 2: "kidney Right", 3: "spleen"}, "set", "a")
+    other = LabelledCase(tmp_path / "l" / "a.nii.gz", {1: "left kidney", 2: "right kidney"}, "set", "a")
+    unpaired = evaluate_folder([case], PredictionFolder(tmp_path / "p"), read_volume)
+    assert all(row["wrong_side_percent"] is None for row in unpaired.volumes)
+    found = evaluate_folder([other], PredictionFolder(tmp_path / "p"), read_volume)
+    left, right = found.volumes
+    assert left["wrong_side_percent"] == pytest.approx(100 * 8 / 56)
+    assert right["wrong_side_percent"] == 0
+    assert found.summary["volumes"]["overall"]["wrong_side_share"] == pytest.approx(8 / (56 + 40))

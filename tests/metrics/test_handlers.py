@@ -146,6 +146,24 @@ def test_soft_label_names_the_case():
         evaluate(SizeBucketDiceHandler(print_table=False), data)
 
 
+def test_existence_scores_reach_rows_and_metrics():
+    data = [{**item, "existence": torch.tensor(0.1 if i == 0 else 0.8)} for i, item in enumerate(items())]
+    handler = SizeBucketDiceHandler(print_table=False)
+    metrics = evaluate(handler, data).state.metrics
+    assert metrics["val_existence_auroc"] == 1
+    assert sorted(row["existence"] for row in handler.rows)[:2] == pytest.approx([0.1, 0.8])
+    assert handler.summary["overall"]["negatives"]["specificity_gated"] == 1
+    data[1]["existence"] = torch.tensor(1.5)
+    with pytest.raises(InputError, match="existence must be a probability"):
+        evaluate(SizeBucketDiceHandler(print_table=False), data)
+
+
+def test_two_wordings_of_one_slice_are_refused_not_dropped():
+    data = items(3)
+    with pytest.raises(InputError, match="two prompts, 'object 0' and 'another wording'"):
+        evaluate(SizeBucketDiceHandler(print_table=False), [*data, {**data[2], "text": "another wording"}])
+
+
 def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

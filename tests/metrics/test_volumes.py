@@ -11,7 +11,7 @@ import surface_distance
 import torch
 from boltzformer.metrics.measures.catalogue import Catalogue
 from boltzformer.metrics.measures.surfaces import SurfaceDistances, bounding_box, hausdorff95
-from boltzformer.metrics.measures.volumes import VolumeMasks, overlap_dice
+from boltzformer.metrics.measures.volumes import VolumeMasks, other_side_of, overlap_dice, wrong_side_percent
 from boltzformer.metrics.measures.volumes import volume_row as row_of_masks
 from boltzformer.metrics.summary.volumes import summarise_volumes
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
@@ -192,3 +192,24 @@ def test_bad_spacing(spacing):
 def test_shapes_must_agree():
     with pytest.raises(ValueError, match="shape"):
         volume_row(np.ones((3, 3, 3), bool), np.ones((3, 3, 4), bool), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("left kidney", 2), ("Left Kidney", 2), ("kidney_left", 4), ("bright spot", None), ("left or right lung", None)],
+)
+def test_the_twin_of_a_lateral_organ(name, expected):
+    objects = {1: "left kidney", 2: "right kidney", 3: "kidney_left", 4: "kidney_right", 5: "bleft spot"}
+    assert other_side_of(name, objects) == expected
+
+
+def test_wrong_side_is_undefined_without_three_masks():
+    mask = np.zeros((6, 2, 2), bool)
+    one, two = mask.copy(), mask.copy()
+    one[0], two[5] = True, True
+    assert wrong_side_percent(one, one, two) == 0
+    assert wrong_side_percent(two, one, two) == 100
+    assert wrong_side_percent(two, one, None) is None
+    assert wrong_side_percent(mask, one, two) is None
+    assert wrong_side_percent(one, mask, two) is None
+    assert wrong_side_percent(one, one, one) is None

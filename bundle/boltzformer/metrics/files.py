@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 
 from boltzformer.errors import InputError
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 def plain(value: Any) -> Any:
@@ -45,6 +48,8 @@ def write_json(path: str | Path, data: Any) -> Path:
 def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
     """Write rows as CSV with a header; None and NaN are empty cells. Columns default to the first row's keys.
 
+    Text that a spreadsheet would take for a formula gets an apostrophe before it; :func:`read_csv` takes it off again.
+
     Raises:
         InputError: where the file cannot be written.
     """
@@ -54,8 +59,7 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(names)
     for row in rows:
-        cells = (plain(row.get(name)) for name in names)
-        writer.writerow(["" if cell is None else cell for cell in cells])
+        writer.writerow([_cell(plain(row.get(name))) for name in names])
     return write_text(path, buffer.getvalue())
 
 
@@ -69,12 +73,24 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream)
-            rows = list(reader)
+            header = reader.fieldnames  # read before the rows: an empty file has none
+            rows = [{name: _uncell(text) for name, text in row.items()} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path} as CSV: {error}") from error
-    if not reader.fieldnames:
+    if not header:
         raise InputError(f"{path} is empty: it should start with a header line of column names")
     return rows
+
+
+def _cell(value: Any) -> Any:
+    """A cell; text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    if isinstance(value, str) and _FORMULA.match(value):
+        return f"'{value}"
+    return "" if value is None else value
+
+
+def _uncell(text: Any) -> Any:
+    return text[1:] if isinstance(text, str) and text[:1] == "'" and _FORMULA.match(text[1:]) else text
 
 
 def write_text(path: str | Path, text: str) -> Path:

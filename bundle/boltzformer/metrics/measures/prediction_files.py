@@ -58,12 +58,14 @@ class PredictionFolder:
         if not self.folder.is_dir():
             raise InputError(f"{self.folder} is not a folder: give the folder with the predicted NIfTI files")
         self.aliases = dict(aliases or {})
-        self.files: dict[str, Path] = {}
+        self.files: dict[str, list[Path]] = {}
         for path in sorted(self.folder.rglob("*")):
-            relative = path.relative_to(self.folder).as_posix()
-            stem = strip_extension(relative)
-            if stem is not None and path.is_file() and stem.count("/") <= 1:
-                self.files.setdefault(_key(stem), path)
+            relative = path.relative_to(self.folder)
+            stem = strip_extension(relative.as_posix())
+            # hidden files are drafts of a run that still writes or was killed, or macOS's companions (._x.nii.gz)
+            hidden = any(part.startswith(".") for part in relative.parts)
+            if stem is not None and not hidden and path.is_file() and stem.count("/") <= 1:
+                self.files.setdefault(_key(stem), []).append(path)
         self.folders = {stem.split("/")[0] for stem in self.files if "/" in stem}
         if not self.files:
             raise InputError(f"{self.folder} has no prediction: it should hold .nii.gz or .nii files")
@@ -77,15 +79,15 @@ class PredictionFolder:
             value: its value in label maps.
 
         Raises:
-            InputError: where there is none, naming what was looked for.
+            InputError: where there is none, naming what was looked for, or where two files stand for one mask.
         """
         own = self.aliases.get(object_name, object_name)
         for stem in (f"{case}{joint}{own}" for case in names for joint in "/_"):
-            path = self.files.get(_key(stem))
+            path = self._file(stem)
             if path is not None:
                 return Prediction(path, None, self._probability(stem))
         for case in names:
-            path = self.files.get(_key(case))
+            path = self._file(case)
             if path is not None and _key(case) not in self.folders:
                 return Prediction(path, value, self._probability(f"{case}_{own}"))
         case, slug = names[0], re.sub(r"[ -]+", "_", own)
@@ -94,8 +96,15 @@ class PredictionFolder:
             f"{case}_{slug}.nii.gz and, where {case} has no folder, {case}.nii.gz"
         )
 
+    def _file(self, stem: str) -> Path | None:
+        paths = self.files.get(_key(stem), [])
+        if len(paths) > 1:
+            names = " and ".join(str(path) for path in paths)
+            raise InputError(f"{names} have one name but for extension, case and spaces: keep the one to score")
+        return paths[0] if paths else None
+
     def _probability(self, stem: str) -> Path | None:
-        found = (self.files.get(_key(f"{stem}_{suffix}")) for suffix in PROBABILITY_SUFFIXES)
+        found = (self._file(f"{stem}_{suffix}") for suffix in PROBABILITY_SUFFIXES)
         return next((path for path in found if path is not None), None)
 
     def without_label(self, cases: Iterable[str]) -> list[Path]:
@@ -106,7 +115,7 @@ class PredictionFolder:
             top = stem.split("/")[0]
             return top in known or any(top.startswith(case + "_") for case in known)
 
-        return [path for stem, path in self.files.items() if not belongs(stem)]
+        return [path for stem, paths in self.files.items() if not belongs(stem) for path in paths]
 
 
 def strip_extension(name: str) -> str | None:
