@@ -26,6 +26,7 @@ from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
 from boltzformer.metrics.measures.catalogue import TOLERANCES_MM
 from boltzformer.metrics.measures.lesions import LesionRule
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
+from boltzformer.volumes.write import Grid
 from evaluate_predictions import end, score
 
 
@@ -122,7 +123,7 @@ def predict(
                 )
                 result.save(folder, probability=True)
                 if entropy:
-                    SaveEntropy(folder, wanted).save({**result.item, "case": result.case}, result.item)
+                    SaveEntropy(folder, wanted).save(result.item, Grid.of_volume(result.source), result.case)
             except InputError as error:
                 failures[case["image"]] = str(error)
             progress.advance(task)

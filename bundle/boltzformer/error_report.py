@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from types import TracebackType
 
-from boltzformer.errors import InputError
+from boltzformer.errors import InputError, PartialFailure
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
@@ -26,11 +26,31 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     return None
 
 
-def report_input_errors_briefly() -> None:
+def reason_of(error: BaseException) -> str:
+    """One line that says why something failed: the `InputError` behind it, else its innermost cause.
+
+    Args:
+        error: any exception.
+    """
+    mistake = find_input_error(error)
+    if mistake is not None:
+        return str(mistake)
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__ or error
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def report_input_errors_briefly(exit_code: int = 1) -> None:
     """Let an uncaught `InputError` print `error: <message>` alone, and Ctrl-C `Stopped.`; others keep their traceback.
 
     Configs call this first in their `run` list. It touches `sys.excepthook` only, so it changes nothing for a
     program that catches its exceptions.
+
+    Args:
+        exit_code: of the process after an `InputError`; a `PartialFailure` ends it with 1.
     """
     if getattr(sys.excepthook, "reports_input_errors", False):
         return
@@ -44,6 +64,10 @@ def report_input_errors_briefly() -> None:
             usual(kind, error, trace)
         else:
             print(f"error: {mistake}", file=sys.stderr)
+            code = 1 if isinstance(mistake, PartialFailure) else exit_code
+            if code != 1:
+                sys.stderr.flush()
+                raise SystemExit(code)  # Python ends with this code where the hook raises it
 
     brief.reports_input_errors = True  # type: ignore[attr-defined]
     sys.excepthook = brief

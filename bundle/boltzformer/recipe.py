@@ -19,10 +19,10 @@ from typing import Any
 import jsonschema
 
 from boltzformer.bundle_folder import bundle_folder
-from boltzformer.data.datalist import normal_modality
 from boltzformer.data.windows import IntensityWindow
 from boltzformer.data.wordings import WordingBook, check_entries
 from boltzformer.errors import InputError
+from boltzformer.volumes.modality import normal_modality
 from boltzformer.weights import read_checkpoint, read_record, save_atomically, state_digest
 
 logger = logging.getLogger(__name__)

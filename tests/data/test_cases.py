@@ -4,7 +4,7 @@ import json
 
 import pytest
 from boltzformer.data.cases import load_cases
-from boltzformer.data.datalist import body_part_of, normal_modality
+from boltzformer.data.datalist import body_part_of
 from boltzformer.errors import InputError
 
 
@@ -148,13 +148,6 @@ def test_guesses_from_names():
         "abdominal",
         "liver",
         "",
-    ]
-    assert [normal_modality(name) for name in ("ct", "MRI", "FLAIR", "T1gd", "PET")] == [
-        "CT",
-        "MR",
-        "MR",
-        "MR",
-        "PET",
     ]
 
 

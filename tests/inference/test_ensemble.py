@@ -82,7 +82,7 @@ def test_overlay_writes_probability_and_entropy(weights, overlay, tmp_path):
     run(
         config_file=[str(path) for path in [*configs, overlay]],
         **{"bundle_root": str(BUNDLE), "dataset_dir": None, "checkpoint": str(weights), "decodings": 3},
-        **{"cases#path": str(tmp_path / "scan.nii.gz"), "prompt_list": str(tmp_path / "prompts.json")},
+        **{"found#path": str(tmp_path / "scan.nii.gz"), "prompt_list": str(tmp_path / "prompts.json")},
         **{"output_dir": str(tmp_path / "out"), "window": "soft_tissue", "device": "$torch.device('cpu')"},
     )
     folder = tmp_path / "out" / "scan"

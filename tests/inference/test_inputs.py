@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from boltzformer.data.phantom import write_phantoms
 from boltzformer.errors import InputError
-from boltzformer.inference.inputs import case_name, find_volumes
+from boltzformer.inference.inputs import find_volumes
+from boltzformer.volumes.names import case_name
 
 from tests.support import body
 from tests.volumes.test_dicom import write_series

@@ -56,7 +56,8 @@ def scans(tmp_path):
 def test_folder_gives_masks_maps_and_notes(infer, scans, segmenter):
     out = infer(scans, probability=True, seed=0)
     assert sorted(p.name for p in out.iterdir() if p.is_file()) == [
-        f"{n}.{s}" for n in "abc" for s in ("json", "nii.gz")
+        *(f"{n}.{s}" for n in "abc" for s in ("json", "nii.gz")),
+        "manifest.json",
     ]
     notes = json.loads((out / "b.json").read_text())
     assert [(entry["label"], entry["name"], entry["prompt"]) for entry in notes["labels"]] == [
@@ -169,6 +170,6 @@ def test_a_mistake_on_the_command_line_is_one_line(scans, overlay, tmp_path):
         f"['configs/inference.json','{overlay}']",
         *("--dataset_dir", str(scans), "--checkpoint", str(tmp_path / "absent.pt")),
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: no checkpoint at {tmp_path / 'absent.pt'}")
     assert "Traceback" not in done.stderr

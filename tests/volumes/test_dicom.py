@@ -11,7 +11,8 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from boltzformer.errors import InputError
-from boltzformer.volumes.dicom import find_series, has_dicom, read_series
+from boltzformer.volumes.dicom import find_series, has_dicom
+from boltzformer.volumes.dicom_pixels import read_series
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from scipy.spatial.transform import Rotation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 from boltzformer.data.datalist import Case, read_item
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
+
+logger = logging.getLogger(__name__)
 
 SECTIONS = ("training", "validation", "test")
 _MAX_LISTED = 20
@@ -77,6 +80,37 @@ def load_cases(
     return cases
 
 
+def list_images(dataset: str | Path, section: str = "") -> list[Case]:
+    """The images of a dataset to segment; neither labels nor their names are needed, and no file is looked for.
+
+    Args:
+        dataset: see `load_cases`.
+        section: "training", "validation" or "test". Empty takes the test images, else the validation images, else all
+            of a bare list, else the share of the training images that `load_cases` sets apart.
+
+    Returns:
+        cases with `image`, `modality` and `body_part` at least.
+
+    Raises:
+        InputError: the JSON is malformed, or lists nothing there.
+    """
+    path = Path(dataset)
+    path = path / "dataset.json" if path.is_dir() else path
+    content = _read_json(path)
+    if section and section not in SECTIONS:
+        raise InputError(f"section: expected one of {', '.join(SECTIONS)}, found {section!r}.")
+    chosen = section or next((name for name in ("test", "validation") if content.get(name)), "training")
+    cases = _section_cases(content, path, chosen, None, needs_label=False)
+    if not cases:
+        raise InputError(f"{path}: the {chosen} list is empty; add images, or choose another `section`.")
+    if not section and chosen == "training" and set(content) != {"training"}:
+        total, cases = len(cases), _split(cases, "validation", 0.2, 0, path)
+        logger.info("%s: has neither test nor validation images; %d of %d set apart", path, len(cases), total)
+    else:
+        logger.info("%s: %d %s images", path, len(cases), chosen)
+    return cases
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise InputError(
@@ -90,14 +124,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _section_cases(content: Mapping[str, Any], path: Path, section: str, pattern: str | None) -> list[Case]:
+def _section_cases(
+    content: Mapping[str, Any], path: Path, section: str, pattern: str | None, needs_label: bool | None = None
+) -> list[Case]:
     items = content.get(section)
     if items is None and section == "training":
         raise InputError(f"{path}: has no `training` list; list items with `image` and `label` there.")
     if not isinstance(items or [], list):
         raise InputError(f"{path}: `{section}` must be a list, found {type(items).__name__}.")
+    if needs_label is None:
+        needs_label = section != "test"
     return [
-        read_item(item, content, path, f"{path}, {section} item {number}", section != "test", pattern)
+        read_item(item, content, path, f"{path}, {section} item {number}", needs_label, pattern)
         for number, item in enumerate(items or [], start=1)
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from boltzformer.data.prompts import check_prompt
 from boltzformer.errors import InputError
+from boltzformer.volumes.modality import normal_modality
 
 # Words in a dataset's name or description that tell the body part, as prompts word it. The first match wins.
 _BODY_PARTS = (
@@ -72,11 +73,13 @@ def read_item(
     dataset = content.get("name") or (path.parent.name if path.name == "dataset.json" else path.stem)
     case["patient"] = _patient(item, case["image"], pattern, where)
     case["dataset"] = str(dataset)
-    case["modality"] = normal_modality(_modality(item, content, where))
+    case["modality"] = normal_modality(_modality(item, content), where)
     part = item.get("body_part", content.get("body_part"))
     case["body_part"] = str(part) if part is not None else _guess_body_part(str(dataset), content)
-    case["objects"] = _objects(item, content, where)
-    if prompts := item.get("prompts", content.get("prompts")):
+    prompts = item.get("prompts", content.get("prompts"))
+    named = any("objects" in entry or "labels" in entry for entry in (item, content))
+    case["objects"] = _objects(item, content, where) if needs_label or named or prompts else {}
+    if prompts:
         case["prompts"] = _prompts(prompts, case["objects"], where)
     annotated = item.get("annotated", content.get("annotated"))
     if annotated is not None:
@@ -102,12 +105,10 @@ def _patient(item: Mapping[str, Any], image: str, pattern: str | None, where: st
     return match.group(1) if match.groups() else match.group(0)
 
 
-def _modality(item: Mapping[str, Any], content: Mapping[str, Any], where: str) -> str:
+def _modality(item: Mapping[str, Any], content: Mapping[str, Any]) -> Any:
     modality = item.get("modality", content.get("modality", content.get("channel_names", "")))
     if isinstance(modality, Mapping):
         modality = next(iter(modality.values()), "")
-    if not isinstance(modality, str):
-        raise InputError(f"{where}: `modality` must be text such as CT or MR, found {modality!r}.")
     return modality
 
 
@@ -172,17 +173,6 @@ def _annotated(annotated: Any, objects: Mapping[int, str], where: str) -> list[i
 
 
 def body_part_of(name: str) -> str:
-    """Guess the body part from a dataset's name or description ("Task06_Lung" is "lung"); empty if unknown.
-    Guess the body part from a dataset's name or description ("Task06_Lung" is "lung"); empty if unknown."""
+    """Guess the body part from a dataset's name or description ("Task06_Lung" is "lung"); empty if unknown."""
     lowered = name.lower().replace("_", " ")
     return next((part for word, part in _BODY_PARTS if word in lowered), "")
-
-
-def normal_modality(modality: str) -> str:
-    """Bring a modality's name to "CT" or "MR" ("MRI", "FLAIR", "T2w" are MR); others are in upper case."""
-    upper = modality.strip().upper()
-    if upper == "CT" or upper.startswith("CT ") or upper in {"CBCT", "CTA", "COMPUTED TOMOGRAPHY"}:
-        return "CT"
-    if re.match(r"(MR|FLAIR|T1|T2|ADC|DWI|MAGNETIC)", upper):
-        return "MR"
-    return upper

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
 
 from boltzformer.errors import InputError
+from boltzformer.volumes.modality import normal_modality
+
+logger = logging.getLogger(__name__)
 
 # Lower and upper limit in Hounsfield units, from the window width W and level L that radiologists read with.
 CT_WINDOWS: dict[str, tuple[float, float]] = {
@@ -21,8 +25,17 @@ CT_WINDOWS: dict[str, tuple[float, float]] = {
     "brain": (0.0, 80.0),  # W 80, L 40
     "liver": (-45.0, 105.0),  # W 150, L 30
 }
-# Window of `auto` for a CT of a body part; any other part takes soft tissue.
-_CT_BY_BODY_PART = {"lung": "lung", "brain": "brain", "liver": "liver", "spine": "bone"}
+# Window of `auto` for a CT of a body part; any other part takes soft tissue. A chest holds lungs, heart, vessels and
+# nodes, of which only the first need the lung window: "chest" and "thorax" take soft tissue, "lung" takes lung.
+_CT_BY_BODY_PART = {
+    **dict.fromkeys(("lung", "lungs", "pulmonary"), "lung"),
+    **dict.fromkeys(("brain", "cerebral", "cerebrum"), "brain"),
+    **dict.fromkeys(("liver", "hepatic"), "liver"),
+    **dict.fromkeys(("spine", "vertebra", "vertebrae", "bone", "skeleton"), "bone"),
+    **dict.fromkeys(("cervical spine", "thoracic spine", "lumbar spine", "cspine", "tspine", "lspine"), "bone"),
+}
+_LUNG_NEARBY = {"chest", "thorax", "thoracic"}
+AIR_BELOW_HU = -200.0
 MR_PERCENTILES = (0.5, 99.5)
 QUANTILE_LEVELS = np.linspace(0.0, 1.0, 1001)
 
@@ -74,7 +87,7 @@ class IntensityWindow:
             - "percentiles": the volume's own foreground percentiles, for MR;
             - two numbers (low, high) in the volume's units;
             - "auto": percentiles for MR and other non-CT volumes; for CT the window of the body part (lung,
-              brain, liver, spine), otherwise soft tissue.
+              brain, liver, spine, and other words for them), otherwise soft tissue; so also for "chest".
         percentiles: the pair of percentiles, each in [0, 100], for "percentiles" and "auto".
 
     Raises:
@@ -116,11 +129,11 @@ class IntensityWindow:
             return "percentiles"
         if self.window in CT_WINDOWS:
             return CT_WINDOWS[self.window]
-        if not modality:
+        if not normal_modality(modality):
             raise InputError("window 'auto' needs the modality; set `modality` to CT or MR, or name a window.")
-        if modality.upper() != "CT":
+        if normal_modality(modality) != "CT":
             return "percentiles"
-        return CT_WINDOWS[_CT_BY_BODY_PART.get(body_part.lower(), "soft_tissue")]
+        return CT_WINDOWS[_CT_BY_BODY_PART.get(_plain_words(body_part), "soft_tissue")]
 
     def limits(
         self,
@@ -198,13 +211,15 @@ def apply_window(image: Any, low: float, high: float) -> Any:
 
 
 class IntensityWindowd(MapTransform):
-    """Dictionary transform that windows whole volumes to float32 in [0, 1].
+    """Dictionary transform that windows whole volumes to float32 in [0, 1], and logs the window that was taken.
+
+    Modality and body part come from the arguments, else from the item, else from the volume's own metadata (DICOM).
 
     Args:
         keys: volumes to window.
         window: see `IntensityWindow`.
-        modality: of the volumes; where empty, the item's own "modality" is taken.
-        body_part: of the volumes; where empty, the item's own "body_part" is taken.
+        modality: of all volumes; may be empty.
+        body_part: of all volumes; may be empty.
         percentiles: see `IntensityWindow`.
         allow_missing_keys: see `monai.transforms.MapTransform`.
 
@@ -223,17 +238,39 @@ class IntensityWindowd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.window = IntensityWindow(window, percentiles)
-        self.modality = modality
+        self.modality = normal_modality(modality)
         self.body_part = body_part
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Window the volumes of one item; the other entries pass unchanged."""
         item = dict(data)
-        modality = self.modality or str(item.get("modality", ""))
-        body_part = self.body_part or str(item.get("body_part", ""))
         for key in self.key_iterator(item):
-            item[key] = self.window(item[key], modality, body_part)
+            meta = getattr(item[key], "meta", {})
+            modality = self.modality or normal_modality(item.get("modality") or meta.get("modality"))
+            part = self.body_part or str(item.get("body_part") or meta.get("body_part") or "")
+            low, high = self.window.limits(modality, part, volume=item[key])
+            self._tell(item[key], str(meta.get("filename_or_obj", key)), modality, part, (low, high))
+            item[key] = apply_window(item[key], low, high)
         return item
+
+    def _tell(self, image: Any, name: str, modality: str, part: str, limits: tuple[float, float]) -> None:
+        known = ", ".join(word for word in (modality, part) if word) or "modality not known"
+        logger.info("%s: window %s, %g to %g (%s)", name, self.window.window, *limits, known)
+        if modality != "CT":
+            return
+        if self.window.window == "auto" and _plain_words(part) in _LUNG_NEARBY:
+            logger.info("%s: %r takes soft tissue; set `window` to lung for what lies inside the lungs", name, part)
+        lowest = float(image.min())
+        if lowest >= AIR_BELOW_HU:
+            logger.warning(
+                "%s: the CT has no value below %g (its lowest is %g), so it may not be in Hounsfield units; give its "
+                "own `window` [low, high] then",
+                *(name, AIR_BELOW_HU, lowest),
+            )
+
+
+def _plain_words(text: str) -> str:
+    return " ".join(text.lower().replace("_", " ").replace("-", " ").split())
 
 
 def _pair(numbers: Sequence[float], what: str) -> tuple[float, float]:

@@ -9,7 +9,7 @@ result.save("masks")
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,16 @@ from torch import nn
 
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.prompts import Prompt, make_prompts
-from boltzformer.error_report import find_input_error
+from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError
-from boltzformer.inference.inputs import case_name
-from boltzformer.inference.masks import LOGITS_KEY, SaveMasks, combine_masks
+from boltzformer.inference.load import LoadVolumed
+from boltzformer.inference.masks import LOGITS_KEY, SaveMasks, check_prompt_count, combine_masks
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.output_files import check_folder, check_target
+from boltzformer.volumes.names import case_name
+from boltzformer.volumes.sources import open_volume
+from boltzformer.volumes.volume import Volume
+from boltzformer.volumes.write import Grid, is_ours
 from boltzformer.weights import load_weights
 
 BUNDLE_DIR = bundle_folder()
@@ -40,11 +45,13 @@ class Segmentation:
         prompts: what was asked for, in order.
         item: the postprocessed item: `image`, `pred` (P, X, Y, Z) uint8 and `logits` (P, X, Y, Z) float16.
         case: name for files.
+        source: the volume as it was read, with its DICOM series where it came from one.
     """
 
     prompts: list[Prompt]
     item: Mapping[str, Any]
     case: str
+    source: Volume
 
     @property
     def masks(self) -> dict[str, np.ndarray]:
@@ -70,13 +77,27 @@ class Segmentation:
         """Voxel index to RAS+ coordinates in mm, (4, 4)."""
         return np.asarray(self.item["pred"].affine, dtype=np.float64)
 
-    def save(self, output_dir: str | os.PathLike[str], probability: bool = False) -> None:
+    def save(self, output_dir: str | os.PathLike[str], probability: bool = False, case: str = "") -> None:
         """Write masks, label map and JSON as `SaveMasks` does.
 
+        Args:
+            output_dir: where to write; made if needed.
+            probability: also write probability maps.
+            case: name of the results in place of the input's; a volume that came from memory has no name of its own.
+
         Raises:
-            InputError: if a file cannot be written.
+            InputError: if a file is an input or not ours, or cannot be written; or if the volume came from memory, has
+                been given no name, and the name "volume" is taken.
         """
-        SaveMasks(output_dir, self.prompts, probability).save({**self.item, "case": self.case}, self.item)
+        saver = SaveMasks(output_dir, self.prompts, probability)
+        name = case or self.case
+        taken = Path(output_dir) / f"{name}.nii.gz"
+        if not case and self.source.path is None and taken.exists():
+            raise InputError(f"{taken}: is there already, perhaps of another array; name this one: save(..., case=...)")
+        check_folder(output_dir)
+        for path in saver.planned_files(name):
+            check_target(path, self.source.files, is_ours)
+        saver.save(self.item, Grid.of_volume(self.source), name)
 
 
 class Segmenter:
@@ -124,6 +145,8 @@ class Segmenter:
         missing = [file for file in files if not file.is_file()]
         if missing:
             raise InputError(f"{missing[0]}: no such file; give the bundle's folder and overlays inside it.")
+        for name, value in overrides.items():
+            _check_plain(value, name)
         parser = ConfigParser()
         parser.read_config([str(file) for file in files])
         parser["bundle_root"] = str(root)
@@ -142,19 +165,21 @@ class Segmenter:
 
     def segment(
         self,
-        image: str | os.PathLike[str] | np.ndarray,
+        image: Any,
         prompts: str | Prompt | Sequence[str | Prompt],
         affine: np.ndarray | None = None,
-        modality: str = "",
+        modality: str | None = "",
         body_part: str = "",
     ) -> Segmentation:
         """Segment a volume.
 
         Args:
-            image: a NIfTI file, a folder with a DICOM series, or an array (X, Y, Z) in the modality's units (HU in CT).
+            image: a NIfTI, NRRD or MetaImage file, a folder with a DICOM series, an array or tensor (X, Y, Z) in the
+                modality's units (HU in CT), a MetaTensor, an image of nibabel or SimpleITK, or a `Volume`.
             prompts: one or several, as sentences or as `Prompt`s with names for the results.
-            affine: of an array, (4, 4), voxel index to RAS+ in mm; without one the axes are taken as RAS.
-            modality: "CT" or "MR", for the intensity window "auto".
+            affine: of an array or plain tensor, (4, 4), voxel index to RAS+ in mm; without one the axes are taken as
+                RAS.
+            modality: "CT", "MR" or another spelling of them, for the intensity window "auto".
             body_part: for the window "auto".
 
         Returns:
@@ -164,24 +189,38 @@ class Segmenter:
             InputError: a file or prompt that cannot be used; the message names it and the cure.
         """
         wanted = _as_prompts(prompts)
-        is_array = isinstance(image, np.ndarray)
-        item: dict[str, Any] = {
-            "image": image if is_array else str(image),
-            "modality": modality,
-            "body_part": body_part,
-        }
-        if affine is not None:
-            item["affine"] = np.asarray(affine, dtype=np.float64)
+        volume = open_volume(image, affine, modality, body_part, self._uneven_spacing)
+        item: dict[str, Any] = {"image": volume, "modality": volume.modality, "body_part": volume.body_part}
         try:
             item = dict(self.preprocessing(item))
         except RuntimeError as error:  # MONAI's Compose wraps whatever a transform raises
-            raise find_input_error(error) or error from None
+            raise find_input_error(error) or InputError(f"{volume.name}: {reason_of(error)}") from error
         logits = self.inferer(item["image"][None], self.network, prompts=wanted)
         item["pred"] = logits[0]
-        case = "volume" if isinstance(image, np.ndarray) else case_name(Path(image))
-        return Segmentation(wanted, dict(self.postprocessing(item)), case)
+        case = "volume" if volume.path is None else case_name(volume.path)
+        return Segmentation(wanted, dict(self.postprocessing(item)), case, volume)
+
+    @property
+    def _uneven_spacing(self) -> str:
+        loaders = (step for step in self.preprocessing.transforms if isinstance(step, LoadVolumed))
+        return next((loader.uneven_spacing for loader in loaders), "refuse")
 
 
 def _as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
+    if not isinstance(prompts, str | Prompt | Iterable):
+        raise InputError(f"prompts: expected text or a list of texts, found {prompts!r}.")
     listed = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
+    check_prompt_count(len(listed))
     return make_prompts([(p.text, p.name) if isinstance(p, Prompt) else (p, None) for p in listed])
+
+
+def _check_plain(value: Any, name: str) -> None:
+    """Refuse text that the config parser would evaluate: an option is a value, not a program."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            _check_plain(entry, f"{name}#{key}")
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            _check_plain(entry, name)
+    elif isinstance(value, str) and (value.lstrip().startswith("$") or "@" in value or "%" in value):
+        raise InputError(f"{name}: {value!r} would be evaluated by the config ($, @, %); give the value itself.")

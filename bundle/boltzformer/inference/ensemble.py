@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
-from boltzformer.inference.masks import LOGITS_KEY, Grid
+from boltzformer.inference.masks import LOGITS_KEY, check_distinct
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.volumes.write import Grid
 
 # Of a mean probability of exactly 0 or 1 the logit is infinite; beyond this float32 tells no more apart.
 LOGIT_LIMIT = 16.0
@@ -128,6 +129,7 @@ class SaveEntropy:
     def __init__(self, output_dir: str | os.PathLike[str], prompts: Sequence[Prompt]) -> None:
         self.output_dir = Path(output_dir)
         self.prompts = list(prompts)
+        check_distinct(self.planned_files("case"))
 
     def attach(self, engine: Workflow) -> None:
         """Save after each volume of `engine`, a MONAI evaluator."""
@@ -136,15 +138,17 @@ class SaveEntropy:
     def __call__(self, engine: Workflow) -> None:
         """Save the volume that was just segmented."""
         for source, output in zip(engine.state.batch, engine.state.output, strict=True):
-            self.save(source, output)
+            grid = Grid.of_path(str(source["image"].meta["filename_or_obj"]), str(source.get("series_uid", "")))
+            self.save(output, grid, str(source["case"]))
 
-    def save(self, source: Mapping[Any, Any], output: Mapping[Any, Any]) -> None:
+    def planned_files(self, case: str) -> list[Path]:
+        """Every file that is written for a volume."""
+        return [self.output_dir / case / f"{prompt.name}_entropy.nii.gz" for prompt in self.prompts]
+
+    def save(self, output: Mapping[Any, Any], grid: Grid, case: str) -> None:
         """Write one volume's maps; arguments as in `SaveMasks.save`."""
         logits = output[LOGITS_KEY]
-        affine = np.asarray(output["pred"].affine, dtype=np.float64)
-        grid = Grid.of_file(str(source["image"].meta["filename_or_obj"]), logits.shape[1:], affine)
-        folder = self.output_dir / str(source["case"])
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, prompt in enumerate(self.prompts):
+        grid.check(logits.shape[1:], np.asarray(output["pred"].affine, dtype=np.float64))
+        for index, path in enumerate(self.planned_files(case)):
             plain = logits[index].as_tensor() if hasattr(logits, "as_tensor") else logits[index]
-            grid.write(entropy_of_logits(plain), folder / f"{prompt.name}_entropy.nii.gz")
+            grid.write(entropy_of_logits(plain), path)

@@ -2,87 +2,131 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from boltzformer.data.cases import load_cases
+from boltzformer.data.cases import list_images
 from boltzformer.errors import InputError
-from boltzformer.volumes.dicom import has_dicom
+from boltzformer.volumes.dicom import survey_tree
+from boltzformer.volumes.dicom_headers import FolderContents
+from boltzformer.volumes.modality import normal_modality
+from boltzformer.volumes.names import case_name, volume_suffix
 
-_SUFFIXES = (".nii", ".nii.gz")
+
+@dataclass
+class FoundVolumes:
+    """What a path holds.
+
+    Attributes:
+        cases: see `find_volumes`.
+        skipped: why each file that looks like a volume is none of them, by file.
+    """
+
+    cases: list[dict[str, Any]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
-def find_volumes(path: str | Path, modality: str = "", body_part: str = "") -> list[dict[str, Any]]:
+def find_volumes(path: str | Path, modality: str = "", body_part: str = "", section: str = "") -> list[dict[str, Any]]:
     """List the volumes to segment.
 
     Args:
-        path: a NIfTI file; a folder of NIfTI files; a folder in Decathlon layout (its test images, or its validation
-            images where it has none); a folder with the slices of one DICOM series; or a folder of such folders.
-        modality: "CT" or "MR" of all of them; empty where the dataset or the DICOM files say it.
+        path: a NIfTI, NRRD or MetaImage file; a folder of such files; a folder in Decathlon layout or a datalist JSON
+            (its test images, or its validation images where it lists no test images); or a folder with DICOM files,
+            itself or in folders below it, which are grouped by series.
+        modality: "CT", "MR" or another of all of them; empty where the dataset or the DICOM files say it.
         body_part: of all of them, for a window by body part; may be empty.
+        section: of a dataset, in place of the above.
 
     Returns:
-        for each volume `image` (path), `case` (unique name for the results), `modality`, `body_part`.
+        for each volume `image` (path), `case` (unique name for the results), `modality`, `body_part`, and for DICOM
+        `series_uid`. A file that was asked for and cannot be used is among them: it fails when it is read.
 
     Raises:
         InputError: nothing there, or two volumes of one name.
     """
+    return survey_volumes(path, modality, body_part, section).cases
+
+
+def survey_volumes(path: str | Path, modality: str = "", body_part: str = "", section: str = "") -> FoundVolumes:
+    """As `find_volumes`, with the files that were left out."""
     path = Path(path).expanduser()
-    if not path.exists():
+    wanted = normal_modality(modality)
+    if not os.path.lexists(path):
         raise InputError(f"{path}: no such file or folder; give a NIfTI file, a folder of them, or a DICOM folder.")
-    if (path / "dataset.json").is_file():
-        cases = [_case(item["image"], item["modality"], item["body_part"]) for item in _dataset_items(path)]
+    if (path / "dataset.json").is_file() or path.suffix.lower() == ".json":
+        items = list_images(path, section)
+        found = FoundVolumes([_case(item["image"], item["modality"], item["body_part"]) for item in items])
     else:
-        cases = [_case(file, "", "") for file in _volumes_at(path)]
-    _check_names(cases)
-    for case in cases:
-        case["modality"] = modality or case["modality"]
+        found = _volumes_at(path)
+    _check_names(found.cases)
+    for case in found.cases:
+        case["modality"] = wanted or case["modality"]
         case["body_part"] = body_part or case["body_part"]
-    return cases
+    return found
 
 
-def _dataset_items(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return load_cases(folder, "test")
-    except InputError:  # no test list: the held-out images are what a user can compare with
-        return load_cases(folder, "validation")
-
-
-def _volumes_at(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    visible = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
-    files = [entry for entry in visible if entry.is_file() and entry.name.lower().endswith(_SUFFIXES)]
+def _volumes_at(path: Path) -> FoundVolumes:
+    if not path.is_dir():
+        return FoundVolumes([_case(path)])
+    # also links to what is not there: they fail when they are read, and are named then
+    entries = [entry for entry in sorted(path.iterdir()) if volume_suffix(entry.name) and not entry.is_dir()]
+    files = [entry for entry in entries if not entry.name.startswith(".")]
+    hidden = {str(entry): "is hidden (its name begins with a dot)" for entry in entries if entry not in files}
     if files:
-        return files
-    if has_dicom(path):
-        return [path]
-    series = [entry for entry in visible if entry.is_dir() and has_dicom(entry)]
-    if not series:
-        raise InputError(f"{path}: holds no NIfTI file (.nii, .nii.gz) and no DICOM series; name another folder.")
-    return series
+        return FoundVolumes([_case(file) for file in files], hidden)
+    contents = survey_tree(path)
+    cases = _series_cases(contents, path)
+    if not cases:
+        raise InputError(
+            f"{path}: holds no NIfTI file (.nii, .nii.gz) and no DICOM series; name another folder."
+            + (f" {len(hidden)} hidden files were left out." if hidden else "")
+        )
+    return FoundVolumes(cases, hidden | {str(file): reason for file, reason in contents.others.items()})
 
 
-def _case(file: str | Path, modality: str, body_part: str) -> dict[str, Any]:
+def _series_cases(contents: FolderContents, root: Path) -> list[dict[str, Any]]:
+    """One case for each series, and one for each folder whose every slice is damaged."""
+    groups: dict[str, list[Path]] = {}
+    for file, header in contents.images.items():
+        groups.setdefault(str(header.get("SeriesInstanceUID", "") or ""), []).append(file)
+    whole = {file.parent for files in groups.values() for file in files}
+    lost = sorted({file.parent for file in contents.damaged} - whole)
+    places = [(Path(os.path.commonpath([file.parent for file in files])), uid) for uid, files in groups.items()]
+    places += [(folder, "") for folder in lost]
+    cases = []
+    for (place, uid), name in zip(places, _series_names([place for place, _ in places], root), strict=True):
+        cases.append({**_case(place), "case": name, "series_uid": uid})
+    return sorted(cases, key=lambda case: str(case["case"]))
+
+
+def _series_names(places: list[Path], root: Path) -> list[str]:
+    """The folder's name; with the folders above it where several have one name; numbered where one holds several."""
+    names = [case_name(place) for place in places]
+    lowered = [name.lower() for name in names]
+    if len(set(lowered)) < len(lowered):
+        names = [
+            name if lowered.count(name.lower()) == 1 else "_".join([case_name(root), *place.relative_to(root).parts])
+            for name, place in zip(names, places, strict=True)
+        ]
+    counts: dict[str, int] = {}
+    numbered = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        numbered.append(f"{name}_{counts[name]}" if names.count(name) > 1 else name)
+    return numbered
+
+
+def _case(file: str | Path, modality: str = "", body_part: str = "") -> dict[str, Any]:
     return {"image": str(file), "case": case_name(file), "modality": modality, "body_part": body_part}
-
-
-def case_name(path: str | Path) -> str:
-    """Name of a volume's results: the file's or folder's own, without `.nii.gz`."""
-    path = Path(path)
-    name = path.name or path.resolve().name  # "." has no name of its own
-    if path.is_dir():
-        return name
-    for suffix in sorted(_SUFFIXES, key=len, reverse=True):
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return path.stem
 
 
 def _check_names(cases: list[dict[str, Any]]) -> None:
     seen: dict[str, str] = {}
     for case in cases:
         # names that differ in case only are one file on some file systems
-        other = seen.setdefault(case["case"].lower(), case["image"])
-        if other != case["image"]:
-            raise InputError(f"{other} and {case['image']} would be written to one file; rename one of them.")
+        key = case["case"].casefold()
+        if key in seen:
+            raise InputError(f"{seen[key]} and {case['image']} would be written to one file; rename one of them.")
+        seen[key] = case["image"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,26 +12,25 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 
-from boltzformer.errors import InputError
-from boltzformer.volumes.checks import check_voxels, read_volume
-from boltzformer.volumes.dicom import find_series, read_series
+from boltzformer.volumes.sources import open_volume
+from boltzformer.volumes.volume import Volume
 
 
 class LoadVolumed(MapTransform):
-    """Dictionary transform: path of a NIfTI file or of a DICOM series' folder -> checked volume (1, X, Y, Z).
+    """Dictionary transform: whatever `open_volume` takes -> checked volume (1, X, Y, Z).
 
     In place of MONAI's `LoadImaged`, which neither checks nor names what is wrong, turns int16 with a slope into
     float64, and may drop slices of an irregular DICOM series without a word. The voxels keep the file's type.
-    `modality` is added where the item has none and the files (DICOM) say it. An array (X, Y, Z) in place of a path is
-    taken as it is, with the item's `affine`.
+    `modality` and `body_part` are added where the item has none and the files (DICOM) say them. Of an array the item's
+    `affine` is taken, of a folder with several DICOM series the item's `series_uid`.
 
     Args:
-        keys: items that hold a path.
+        keys: items that hold a path, an array or an image.
         uneven_spacing: see `boltzformer.volumes.dicom.find_series`.
         allow_missing_keys: see `monai.transforms.MapTransform`.
 
     Raises:
-        InputError: on a call, as `read_volume` and `find_series`.
+        InputError: on a call, as `open_volume`.
     """
 
     def __init__(self, keys: KeysCollection, uneven_spacing: str = "refuse", allow_missing_keys: bool = False) -> None:
@@ -43,46 +41,44 @@ class LoadVolumed(MapTransform):
         """Read the volumes of one item."""
         item = dict(data)
         for key in self.key_iterator(item):
-            if isinstance(item[key], np.ndarray):
-                if item[key].ndim != 3:
-                    raise InputError(f"the array: expected 3 dimensions (X, Y, Z), found {item[key].shape}.")
-                check_voxels(item[key], "the array")
-                item[key] = as_volume(item[key], item.get("affine", np.eye(4)))
-                continue
-            path = Path(str(item[key])).expanduser()
-            modality = ""
-            if path.is_dir():
-                series = find_series(path, self.uneven_spacing)
-                array, affine, modality = read_series(series), series.affine, series.modality
-            else:
-                array, header = read_volume(path)
-                affine = header.affine
-            if modality and not item.get("modality"):
-                item["modality"] = modality
-            item[key] = as_volume(array, affine, str(path))
+            volume = open_volume(
+                item[key],
+                item.get("affine"),
+                item.get("modality"),
+                str(item.get("body_part") or ""),
+                self.uneven_spacing,
+                str(item.get("series_uid") or ""),
+            )
+            item["modality"], item["body_part"] = volume.modality, volume.body_part
+            item[key] = as_metatensor(volume)
         return item
 
 
-def as_volume(array: np.ndarray, affine: np.ndarray, name: str = "") -> MetaTensor:
-    """Wrap voxels for MONAI's transforms.
+def as_metatensor(volume: Volume) -> MetaTensor:
+    """Wrap a volume for MONAI's transforms.
 
     Args:
-        array: (X, Y, Z) voxels of any number type.
-        affine: (4, 4), voxel index to RAS+ in mm.
-        name: file or folder it came from.
+        volume: as read.
 
     Returns:
-        (1, X, Y, Z), sharing memory with `array` where its byte order and layout allow.
+        (1, X, Y, Z), sharing memory with the voxels where their byte order and layout allow.
     """
-    native = array.dtype.newbyteorder("=")
+    native = volume.voxels.dtype.newbyteorder("=")
     if native.kind == "u" and native.itemsize > 1:  # torch cannot compute with wide unsigned integers
         native = np.dtype(np.int32 if native.itemsize == 2 else np.int64)
-    tensor = torch.from_numpy(np.array(array, dtype=native, copy=None))[None]
+    if native.kind == "f" and native.itemsize > 8:
+        native = np.dtype(np.float64)
+    array = np.array(volume.voxels, dtype=native, copy=None)
+    if any(stride < 0 for stride in array.strides):  # torch has no negative strides
+        array = np.ascontiguousarray(array)
+    affine = torch.from_numpy(volume.affine.copy())
     meta = {
-        MetaKeys.ORIGINAL_AFFINE: np.array(affine, dtype=np.float64),
+        MetaKeys.ORIGINAL_AFFINE: volume.affine.copy(),
         MetaKeys.SPATIAL_SHAPE: np.array(array.shape),
         MetaKeys.SPACE: SpaceKeys.RAS,
         MetaKeys.ORIGINAL_CHANNEL_DIM: "no_channel",
-        "filename_or_obj": name,
+        "filename_or_obj": volume.name,
+        "modality": volume.modality,
+        "body_part": volume.body_part,
     }
-    return MetaTensor(tensor, affine=torch.from_numpy(np.array(affine, dtype=np.float64)), meta=meta)
+    return MetaTensor(torch.from_numpy(array)[None], affine=affine, meta=meta)

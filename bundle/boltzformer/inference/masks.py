@@ -1,15 +1,13 @@
-"""From logits to masks, and the files they are kept in."""
+"""From logits to masks, and the results of a volume as files."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Events
@@ -20,16 +18,15 @@ from torch import Tensor
 
 from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
+from boltzformer.output_files import relative_to
+from boltzformer.volumes.write import Grid, write_notes
 
 logger = logging.getLogger(__name__)
 
 LOGITS_KEY = "logits"
 LARGEST_LABEL = 255
 SLAB = 16
-GRID_FIELDS = (
-    *("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
-    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
-)
+VIEWER_MAP = "orthogonal-grid.nii.gz"
 
 
 class MasksFromLogitsd(MapTransform):
@@ -64,8 +61,7 @@ def combine_masks(logits: Tensor) -> Tensor:
     Raises:
         InputError: more than 255 prompts.
     """
-    if len(logits) > LARGEST_LABEL:
-        raise InputError(f"{len(logits)} prompts do not fit one label map of 8 bits; give at most {LARGEST_LABEL}.")
+    check_prompt_count(len(logits))
     label = torch.empty(logits.shape[1:], dtype=torch.uint8, device=logits.device)
     for start in range(0, label.shape[0], SLAB):  # in slabs: a large volume needs no temporaries of its own size
         surest, index = logits[:, start : start + SLAB].max(dim=0)
@@ -80,17 +76,20 @@ class SaveMasks:
         `<output_dir>/<case>.nii.gz`: the combined label map, uint8, value i for prompt i;
         `<output_dir>/<case>.json`: which value is which prompt, its voxels and millilitres, and how it was made;
         `<output_dir>/<case>/<name>.nii.gz`: a mask of 0 and 1 for each prompt, uint8;
-        `<output_dir>/<case>/<name>_probability.nii.gz`: where asked for, float32 in [0, 1].
+        `<output_dir>/<case>/<name>_probability.nii.gz`: where asked for, float32 in [0, 1];
+        `<output_dir>/<case>/orthogonal-grid.nii.gz`: only for a sheared grid (a tilted gantry), which ITK's viewers
+            refuse to read: the label map by nearest neighbour on a grid with perpendicular axes.
     The label maps of a folder of volumes thus lie side by side, ready to be compared with its labels.
 
     Args:
         output_dir: where to write; made if needed.
         prompts: what was segmented, in the order of the channels.
         probability: also write probability maps.
-        about: written to the JSON as it is, for example the weights and the seed.
+        about: written to the JSON as it is, for example the weights and the seed; paths become relative to its folder.
 
     Raises:
-        InputError: on a call, if a file cannot be written or a result is not on its volume's grid.
+        InputError: more than 255 prompts, or names whose files would be the same; on a call, if a file is an input or
+            not ours, cannot be written, or a result is not on its volume's grid.
     """
 
     def __init__(
@@ -104,6 +103,8 @@ class SaveMasks:
         self.prompts = list(prompts)
         self.probability = probability
         self.about = dict(about or {})
+        check_prompt_count(len(self.prompts))
+        check_distinct(self.planned_files("case"))
 
     def attach(self, engine: Workflow) -> None:
         """Save after each volume of `engine`, a MONAI evaluator."""
@@ -112,21 +113,32 @@ class SaveMasks:
     def __call__(self, engine: Workflow) -> None:
         """Save the volume that was just segmented."""
         for source, output in zip(engine.state.batch, engine.state.output, strict=True):
-            self.save(source, output)
+            path = str(source["image"].meta["filename_or_obj"])
+            grid = Grid.of_path(path, str(source.get("series_uid", "")))
+            self.save(output, grid, str(source["case"]))
 
-    def save(self, source: Mapping[str, Any], output: Mapping[str, Any]) -> None:
+    def planned_files(self, case: str) -> list[Path]:
+        """Every file that may be written for a volume, before it is segmented."""
+        names = [f"{prompt.name}.nii.gz" for prompt in self.prompts]
+        if self.probability:
+            names += [f"{prompt.name}_probability.nii.gz" for prompt in self.prompts]
+        folder = self.output_dir / case
+        maps = [self.output_dir / f"{case}.nii.gz", self.output_dir / f"{case}.json", folder / VIEWER_MAP]
+        return [*maps, *(folder / name for name in names)]
+
+    def save(self, output: Mapping[Any, Any], grid: Grid, case: str) -> None:
         """Write one volume's results.
 
         Args:
-            source: with `image` (path in its metadata) and `case`.
             output: with `pred`, masks (P, X, Y, Z), and `logits` of the same shape.
+            grid: of the volume.
+            case: name of the results.
         """
         masks, logits = output["pred"], output[LOGITS_KEY]
-        affine = np.asarray(masks.affine, dtype=np.float64)
-        case, path = str(source["case"]), str(source["image"].meta["filename_or_obj"])
-        grid = Grid.of_file(path, masks.shape[1:], affine)
+        grid.check(masks.shape[1:], np.asarray(masks.affine, dtype=np.float64))
         folder = self.output_dir / case
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink():
+            raise InputError(f"{folder}: is a link where a folder is to be written; name another output_dir.")
         listed = []
         for index, prompt in enumerate(self.prompts):
             mask = np.asarray(masks[index].cpu(), dtype=np.uint8)
@@ -137,85 +149,37 @@ class SaveMasks:
             voxels = int(np.count_nonzero(mask))
             listed.append({"label": index + 1, "name": prompt.name, "prompt": prompt.text, **grid.volume_of(voxels)})
         combined = combine_masks(_plain(logits)).cpu().numpy()
+        notes: dict[str, Any] = {"image": relative_to(grid.name, self.output_dir), "labels": listed}
+        if grid.sheared:
+            grid.write_orthogonal(combined, folder / VIEWER_MAP)
+            notes["orthogonal_grid"] = f"{case}/{VIEWER_MAP}"
+            logger.warning(
+                "%s: its grid is sheared, which many viewers refuse; %s is for them", case, folder / VIEWER_MAP
+            )
         grid.write(combined, self.output_dir / f"{case}.nii.gz")
-        _write_json({"image": path, "labels": listed, **self.about}, self.output_dir / f"{case}.json")
-        found = ", ".join(f"{entry['name']} {entry['millilitres']:.2f} ml" for entry in listed)
+        notes |= {
+            key: relative_to(value, self.output_dir) if key == "checkpoint" else value
+            for key, value in self.about.items()
+        }
+        write_notes(notes, self.output_dir / f"{case}.json", grid.files)
+        found = ", ".join(f"{entry['name']} {entry['millilitres']:.3g} ml" for entry in listed)
         logger.info("%s: %s -> %s", case, found, self.output_dir / f"{case}.nii.gz")
 
 
-class Grid:
-    """A volume's grid: where its voxels are, and the header that says so.
-
-    Args:
-        affine: (4, 4), voxel index to RAS+ in mm.
-        source: the NIfTI image whose qform, sform and units are kept bit by bit; None writes the affine alone.
-    """
-
-    def __init__(self, affine: np.ndarray, source: nib.Nifti1Image | None = None) -> None:
-        self.affine = affine
-        self.source = source
-
-    @staticmethod
-    def of_file(path: str, shape: Sequence[int], affine: np.ndarray) -> Grid:
-        """The grid of an input, checked against the result that is to be written on it.
-
-        Args:
-            path: the input; its header is copied where it is a NIfTI file.
-            shape: of the result.
-            affine: of the result, (4, 4).
-
-        Raises:
-            InputError: the result lies on another grid, which would be a fault of the preprocessing.
-        """
-        if not path.lower().endswith((".nii", ".nii.gz")):
-            return Grid(affine)
-        image = cast(nib.Nifti1Image, nib.load(path))
-        if tuple(image.shape[:3]) != tuple(shape) or not np.allclose(image.affine, affine, atol=1e-3):
-            raise InputError(
-                f"{path}: the result's grid {tuple(shape)} is not the input's {tuple(image.shape)}; the preprocessing "
-                "holds a transform that `Invertd` cannot undo."
-            )
-        return Grid(np.asarray(image.affine), image if isinstance(image, nib.Nifti1Image) else None)
-
-    def write(self, array: np.ndarray, path: Path) -> None:
-        """Write an array on this grid; the file appears whole or not at all.
-
-        Args:
-            array: (X, Y, Z), uint8 or float32, the type that is written.
-            path: ends in .nii.gz.
-
-        Raises:
-            InputError: the file cannot be written.
-        """
-        if self.source is None:
-            image = nib.Nifti1Image(array, self.affine, dtype=array.dtype)
-        else:
-            header = self.source.header.__class__()  # NIfTI-2 stays NIfTI-2
-            header.set_data_shape(array.shape)
-            header.set_data_dtype(array.dtype)
-            for field in GRID_FIELDS:
-                header[field] = self.source.header[field]
-            image = self.source.__class__(array, None, header)
-        draft = path.with_name(f".{path.name.removesuffix('.nii.gz')}.{os.getpid()}.nii.gz")
-        try:
-            nib.save(image, draft)
-            os.replace(draft, path)
-        except OSError as error:
-            raise InputError(f"cannot write {path} ({error}); free some space or name another output_dir.") from error
-        finally:
-            draft.unlink(missing_ok=True)
-
-    def volume_of(self, voxels: int) -> dict[str, float | int]:
-        """Size of an object: `voxels` and `millilitres`."""
-        voxel_mm3 = abs(float(np.linalg.det(self.affine[:3, :3])))
-        return {"voxels": voxels, "millilitres": round(voxels * voxel_mm3 / 1000, 4)}
+def check_prompt_count(count: int) -> None:
+    """Raise an InputError where a label map of 8 bits cannot hold so many prompts."""
+    if count > LARGEST_LABEL:
+        raise InputError(f"{count} prompts do not fit one label map of 8 bits; give at most {LARGEST_LABEL}.")
 
 
-def _write_json(content: Mapping[str, Any], path: Path) -> None:
-    try:
-        path.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot write {path} ({error}); free some space or name another output_dir.") from error
+def check_distinct(paths: Sequence[Path]) -> None:
+    """Raise an InputError where two results would be one file (on some file systems also where cases differ)."""
+    seen: set[str] = set()
+    for path in paths:
+        name = str(path).casefold()
+        if name in seen:
+            raise InputError(f"two results would be written to {path.name}; rename one of the prompts.")
+        seen.add(name)
 
 
 def _plain(tensor: Tensor) -> Tensor:

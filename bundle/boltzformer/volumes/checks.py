@@ -6,23 +6,19 @@ dataset; the voxel checks (`check_voxels`, `check_label_values`, `read_volume`) 
 
 from __future__ import annotations
 
-import gzip
-import os
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+import SimpleITK as sitk
 
 from boltzformer.errors import InputError
-
-# Two grids are the same when no corner of the volume is farther apart than this share of a voxel.
-GRID_TOLERANCE = 0.1
+from boltzformer.volumes.grids import GRID_TOLERANCE, corner_distance
+from boltzformer.volumes.itk_files import image_geometry, open_itk, read_itk
+from boltzformer.volumes.names import ITK_SUFFIXES, volume_suffix
+from boltzformer.volumes.nifti_files import check_length, check_present, image_affine, open_nibabel, read_nibabel
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class VolumeHeader:
     Attributes:
         path: the file.
         shape: voxels along the three axes of the file.
-        affine: (4, 4) float64, voxel index to RAS+ world coordinates in mm.
+        affine: (4, 4) float64, voxel index to RAS+ world coordinates in mm, whatever unit the file is in.
         spacing: voxel size in mm along the three axes of the file.
         dtype: data type on disk, before the header's slope and intercept.
     """
@@ -45,7 +41,7 @@ class VolumeHeader:
 
 
 def check_volume(path: str | Path) -> VolumeHeader:
-    """Check a NIfTI file (or another format that nibabel reads) without decompressing it.
+    """Check a NIfTI, NRRD or MetaImage file (or another format that nibabel reads) without decompressing it.
 
     A gzip file's trailer states the length of its content, so a truncated .nii.gz is found without reading
     it.
@@ -60,24 +56,33 @@ def check_volume(path: str | Path) -> VolumeHeader:
         InputError: the file is missing, empty, truncated, of an unknown format, not 3D, or has an unusable
             affine.
     """
-    image = _open(Path(path))
+    path = Path(path)
+    if volume_suffix(path.name) in ITK_SUFFIXES:
+        check_present(path)
+        reader = open_itk(path)
+        size, affine = image_geometry(reader, str(path))
+        pixel = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype
+        return _header(path, size, affine, pixel)
+    image = open_nibabel(path)
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
         what = "holds several volumes; save the one to use as a file of its own" if len(shape) > 3 else "is no volume"
         raise InputError(f"{path}: expected 3 dimensions but found {len(shape)} {shape}: it {what}.")
-    if min(shape) < 1:
-        raise InputError(f"{path}: the volume is empty (shape {shape}); export it again.")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(f"{path}: the affine in the header is not invertible; write the file with a valid geometry.")
     dtype = np.dtype(image.get_data_dtype())
     if dtype.kind not in "iuf":
         raise InputError(f"{path}: voxels of type {dtype} are not supported; save them as integers or floats.")
-    _check_length(Path(path), image, int(np.prod(image.shape, dtype=np.int64)) * dtype.itemsize)
-    spacing = tuple(float(s) for s in nib.affines.voxel_sizes(affine))
-    return VolumeHeader(str(path), (shape[0], shape[1], shape[2]), affine, (spacing[0], spacing[1], spacing[2]), dtype)
+    header = _header(path, shape, image_affine(image, str(path)), dtype)
+    check_length(path, image, int(np.prod(image.shape, dtype=np.int64)) * dtype.itemsize)
+    return header
+
+
+def _header(path: Path, shape: Sequence[int], affine: np.ndarray, dtype: np.dtype) -> VolumeHeader:
+    if min(shape) < 1:
+        raise InputError(f"{path}: the volume is empty (shape {tuple(shape)}); export it again.")
+    x, y, z = (float(size) for size in nib.affines.voxel_sizes(affine))
+    return VolumeHeader(str(path), (shape[0], shape[1], shape[2]), affine, (x, y, z), dtype)
 
 
 def check_pair(image: str | Path, label: str | Path) -> tuple[VolumeHeader, VolumeHeader]:
@@ -100,9 +105,7 @@ def check_pair(image: str | Path, label: str | Path) -> tuple[VolumeHeader, Volu
             f"{label}: its shape {second.shape} differs from {first.shape} of {image}; "
             "resample the label to the image's grid (nearest neighbour)."
         )
-    corners = np.stack(np.meshgrid(*[(0, n - 1) for n in first.shape], indexing="ij"), axis=-1).reshape(-1, 3)
-    apart = nib.affines.apply_affine(first.affine, corners) - nib.affines.apply_affine(second.affine, corners)
-    distance = float(np.linalg.norm(apart, axis=1).max())
+    distance = corner_distance(first.shape, first.affine, second.affine)
     if distance > GRID_TOLERANCE * min(first.spacing):
         raise InputError(
             f"{label}: its grid is up to {distance:.3g} mm away from that of {image} (origin, spacing or "
@@ -155,7 +158,7 @@ def check_label_values(values: Iterable[int], objects: Iterable[int], path: str 
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, VolumeHeader]:
-    """Read a volume in its own orientation, with the header's slope and intercept applied.
+    """Read a volume file in its own orientation, with the header's slope and intercept applied.
 
     Args:
         path: file of a 3D volume.
@@ -167,80 +170,12 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, VolumeHeader]:
     Raises:
         InputError: as `check_volume`; also damaged data, or a voxel that is not finite.
     """
+    path = Path(path)
     header = check_volume(path)
-    image = _open(Path(path))
-    try:
-        if str(path).endswith(".gz") and isinstance(image, nib.Nifti1Image):
-            with gzip.open(path, "rb") as file:
-                array = _array(type(image).from_stream(file))
-                # the checksum stands behind the last voxel and is tested only by reading on
-                while file.read(1 << 20):
-                    pass
-        else:
-            array = _array(image)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise InputError(
-            f"{path}: the data is truncated or damaged ({error}); copy or export the file again."
-        ) from error
+    if volume_suffix(path.name) in ITK_SUFFIXES:
+        array = read_itk(path)
+    else:
+        array = read_nibabel(path)
     array = array.reshape(header.shape)
     check_voxels(array, path)
     return array, header
-
-
-def _open(path: Path) -> Any:
-    """Open a volume lazily, turning every way to fail into one sentence."""
-    if not path.exists():
-        raise InputError(f"{path}: no such file; check the path in the datalist or on the command line.")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder where a volume file was expected.")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: the file is empty; copy or export it again.")
-    try:
-        image = nib.load(path)
-    except (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError) as error:
-        raise InputError(
-            f"{path}: cannot be read as a volume ({error}); it may be truncated, or is no NIfTI file (.nii, .nii.gz)."
-        ) from error
-    if not isinstance(image, SpatialImage):
-        raise InputError(f"{path}: is a {type(image).__name__}, not a volume; expected NIfTI (.nii, .nii.gz).")
-    return image
-
-
-def _array(image: Any) -> np.ndarray:
-    """Read all voxels, scaled in float32 (not float64) where the header asks for scaling."""
-    proxy = image.dataobj
-    if getattr(proxy, "slope", 1.0) == 1.0 and getattr(proxy, "inter", 0.0) == 0.0:
-        return np.asanyarray(proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else proxy)
-    return np.asarray(proxy, dtype=np.float32)
-
-
-def _check_length(path: Path, image: Any, num_bytes: int) -> None:
-    """Compare the file's length with what its header announces (single-file NIfTI only)."""
-    if not isinstance(image, nib.Nifti1Image) or path.suffix not in {".nii", ".gz"}:
-        return
-    proxy: Any = image.dataobj
-    expected = int(proxy.offset) + num_bytes
-    if path.suffix == ".nii":
-        found = path.stat().st_size
-    else:
-        with open(path, "rb") as file:
-            file.seek(-4, os.SEEK_END)
-            trailer = int.from_bytes(file.read(4), "little")
-        if trailer == expected % 2**32:
-            return
-        found = _decompressed_length(path)
-    if found < expected:
-        raise InputError(f"{path}: the file is truncated ({found} of {expected} bytes); copy or export it again.")
-
-
-def _decompressed_length(path: Path) -> int:
-    """Count the bytes of a gzip file up to its end or first damage (a trailer may be of its last member
-    only)."""
-    total = 0
-    try:
-        with gzip.open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                total += len(block)
-    except (OSError, EOFError, zlib.error):
-        pass
-    return total

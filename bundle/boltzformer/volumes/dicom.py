@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
-import SimpleITK as sitk
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
 
 from boltzformer.errors import InputError
+from boltzformer.volumes.dicom_headers import FolderContents, merge, read_numbers, survey_folder
 
 logger = logging.getLogger(__name__)
 
 SPACING_TOLERANCE_MM = 0.1
 """Slices whose position is off the regular grid by more than this are refused (real series are off by 0.07 mm)."""
-_TAGS = (
-    *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription", "Modality", "BodyPartExamined"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "NumberOfFrames"),
-)
+_MAX_LISTED = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DicomSeries:
     """One series of a folder.
 
@@ -38,6 +33,9 @@ class DicomSeries:
         positions: (slices, 3) float64, ImagePositionPatient of each file in mm (LPS), in the order of `files`: the true
             place of each slice, also where the affine holds the mean spacing.
         body_part: BodyPartExamined; empty where the files do not say.
+        shape: (columns, rows, slices).
+        scaling: (slope, intercept) of each file.
+        inverted: for each file the M of a MONOCHROME1 image, which decoders turn into M - stored; None for others.
     """
 
     folder: Path
@@ -46,120 +44,116 @@ class DicomSeries:
     modality: str
     uid: str
     positions: np.ndarray
-    body_part: str = ""
+    body_part: str
+    shape: tuple[int, int, int]
+    scaling: tuple[tuple[float, float], ...]
+    inverted: tuple[int | None, ...]
 
 
 def has_dicom(folder: str | Path) -> bool:
-    """Whether a folder directly holds a DICOM image."""
-    return any(_image_header(file) is not None for file in sorted(Path(folder).iterdir()))
+    """Whether a folder directly holds a DICOM image, or what seems to be a damaged one."""
+    contents = survey_folder(Path(folder))
+    return bool(contents.images or contents.damaged)
 
 
-def find_series(folder: str | Path, uneven_spacing: str = "refuse") -> DicomSeries:
-    """Read the headers of the one series in a folder and check that its slices form a regular grid.
+def survey_tree(folder: str | Path) -> FolderContents:
+    """Look at every file in a folder and its folders; links to folders and hidden ones are not followed."""
+    parts = []
+    for place, folders, _ in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        parts.append(survey_folder(Path(place)))
+    return merge(parts)
 
-    Files that are no DICOM image (`DIRFILE`, `DICOMDIR`, reports) are skipped.
+
+def find_series(folder: str | Path, uneven_spacing: str = "refuse", uid: str = "") -> DicomSeries:
+    """Read the headers of a series and check that its slices form a regular grid.
+
+    Files that are no DICOM image (`DIRFILE`, `DICOMDIR`, reports, segmentations) are skipped. A file that seems to be
+    a damaged slice is not.
 
     Args:
-        folder: folder of the slices, not searched any deeper.
+        folder: folder of the slices; searched deeper where it holds none itself, or where `uid` is given.
         uneven_spacing: "refuse" slices that are missing or not evenly spaced, or "warn" and take the mean spacing;
             masks are right slice by slice then, but lie up to the stated distance away from the true positions.
+        uid: SeriesInstanceUID of the wanted series, where the folder holds several.
 
     Returns:
         the series.
 
     Raises:
-        InputError: no DICOM image, more than one series, a multi-frame file, slices of different size or orientation,
-            two slices at one position, or uneven spacing.
+        InputError: no DICOM image, a damaged slice, more than one series, a multi-frame or colour file, slices of
+            different size or orientation, two slices at one position, or uneven spacing.
     """
     folder = Path(folder)
     if uneven_spacing not in {"refuse", "warn"}:
         raise InputError(f"uneven_spacing: expected 'refuse' or 'warn', found {uneven_spacing!r}.")
-    headers = {file: header for file in sorted(folder.iterdir()) if (header := _image_header(file)) is not None}
+    contents = FolderContents() if uid else survey_folder(folder)
+    if not contents.images and not contents.damaged:
+        contents = survey_tree(folder)
+    return series_of(contents, folder, uneven_spacing, uid)
+
+
+def series_of(contents: FolderContents, folder: Path, uneven_spacing: str = "refuse", uid: str = "") -> DicomSeries:
+    """The one series of surveyed files; arguments, result and errors as of `find_series`."""
+    headers = {file: header for file, header in contents.images.items() if not uid or _uid(header) == uid}
+    damaged = {
+        file: reason
+        for file, reason in contents.damaged.items()
+        if not uid or contents.series_of_damaged.get(file, uid) == uid
+    }
+    if damaged:
+        listed = "; ".join(f"{file} {reason}" for file, reason in list(damaged.items())[:_MAX_LISTED])
+        raise InputError(
+            f"{folder}: {len(damaged)} of {len(damaged) + len(headers)} slices are damaged: {listed}. Export the "
+            "series again, or take away what is no part of it."
+        )
     if not headers:
-        raise InputError(f"{folder}: holds no DICOM image; name the folder that directly holds a series' slices.")
-    _check_one_series(headers.values(), folder)
+        raise InputError(f"{folder}: holds no DICOM image; name the folder that holds a series' slices.")
+    _check_one_series(headers, folder)
     files, positions = _in_order(headers, folder)
-    affine = _affine(headers[files[0]], positions, folder, uneven_spacing)
     first = headers[files[0]]
-    modality, uid, part = (
-        str(first.get(tag, "") or "") for tag in ("Modality", "SeriesInstanceUID", "BodyPartExamined")
-    )
-    return DicomSeries(folder, files, affine, modality, uid, positions, part)
+    affine = _affine(first, files[0], positions, folder, uneven_spacing)
+    modality, part = (str(first.get(tag, "") or "") for tag in ("Modality", "BodyPartExamined"))
+    shape = (int(first.Columns), int(first.Rows), len(files))
+    scaling = tuple(_scaling(headers[file], file) for file in files)
+    inverted = tuple(_inverted(headers[file], file) for file in files)
+    return DicomSeries(folder, files, affine, modality, _uid(first), positions, part, shape, scaling, inverted)
 
 
-def read_series(series: DicomSeries) -> np.ndarray:
-    """Decode a series, with the files' rescale slope and intercept applied (Hounsfield units for CT).
-
-    Args:
-        series: from `find_series`.
-
-    Returns:
-        (columns, rows, slices) array, int16 (int32 where that is too narrow) where the rescaling gives whole numbers,
-        else float32.
-
-    Raises:
-        InputError: a slice cannot be decoded, or fewer slices come than there are files.
-    """
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames([str(file) for file in series.files])
-    try:
-        array = sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(f"{series.folder}: a slice cannot be decoded ({reason}); export the series again.") from error
-    if array.shape[0] != len(series.files):
-        raise InputError(f"{series.folder}: {array.shape[0]} slices came of {len(series.files)} files.")
-    if array.dtype.kind == "f":
-        array = array.astype(np.float32, copy=False)
-    elif np.iinfo(np.int16).min <= array.min() and array.max() <= np.iinfo(np.int16).max:
-        array = array.astype(np.int16, copy=False)  # half the memory of the decoder's int32
-    return array.transpose(2, 1, 0)
+def _uid(header: Dataset) -> str:
+    return str(header.get("SeriesInstanceUID", "") or "")
 
 
-def _image_header(file: Path) -> Dataset | None:
-    """The header of a DICOM image; None for anything else."""
-    if not file.is_file():
-        return None
-    try:
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
-    except (InvalidDicomError, OSError, ValueError, AttributeError, KeyError):
-        return None
-    return header if "Rows" in header and "Columns" in header else None
-
-
-def _check_one_series(headers: Iterable[Dataset], folder: Path) -> None:
+def _check_one_series(headers: dict[Path, Dataset], folder: Path) -> None:
     described: dict[str, str] = {}
-    for header in headers:
+    for file, header in headers.items():
         if int(header.get("NumberOfFrames", 1) or 1) > 1:
             raise InputError(
-                f"{folder}: holds a multi-frame DICOM file; convert it to NIfTI first (dcm2niix does) and give that."
+                f"{file}: holds a multi-frame DICOM image; convert it to NIfTI first (dcm2niix does) and give that."
             )
-        described[str(header.get("SeriesInstanceUID", ""))] = str(header.get("SeriesDescription", "no description"))
+        if int(header.get("SamplesPerPixel", 1) or 1) != 1:
+            raise InputError(f"{file}: is a colour image; give the grey values of a CT or MR series.")
+        described[_uid(header)] = str(header.get("SeriesDescription", "") or "no description")
     if len(described) > 1:
-        listed = "; ".join(f"{uid} ({text})" for uid, text in list(described.items())[:5])
-        raise InputError(f"{folder}: holds {len(described)} series: {listed}. Give each a folder of its own.")
+        listed = "; ".join(f"{uid} ({text})" for uid, text in list(described.items())[:_MAX_LISTED])
+        raise InputError(f"{folder}: holds {len(described)} series: {listed}. Name the folder of one of them.")
 
 
 def _in_order(headers: dict[Path, Dataset], folder: Path) -> tuple[tuple[Path, ...], np.ndarray]:
     """The files along the slice axis, and their positions (n, 3) in mm (LPS)."""
-    first = next(iter(headers.values()))
+    files = list(headers)
+    first_axes = _axes(headers[files[0]], files[0])
+    first = headers[files[0]]
     for file, header in headers.items():
-        for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-            if header.get(tag) is None:
-                raise InputError(f"{file}: has no {tag}, so its place in space is not known; export the series again.")
-        same = all(
-            np.allclose(np.array(header[tag].value, float), np.array(first[tag].value, float), atol=1e-3)
-            for tag in ("ImageOrientationPatient", "PixelSpacing")
-        )
+        same = np.allclose(_axes(header, file), first_axes, atol=1e-3)
         if not same or (header.Rows, header.Columns) != (first.Rows, first.Columns):
             raise InputError(
-                f"{file}: differs in size, pixel spacing or orientation from {next(iter(headers))}; "
+                f"{file}: differs in size, pixel spacing or orientation from {files[0]}; "
                 "move scouts and other series to folders of their own."
             )
-    normal = np.cross(*np.array(first.ImageOrientationPatient, float).reshape(2, 3))
-    positions = np.array([np.array(header.ImagePositionPatient, float) for header in headers.values()])
+    normal = np.cross(first_axes[:3], first_axes[3:6])
+    positions = np.array([read_numbers(header, "ImagePositionPatient", 3, file) for file, header in headers.items()])
     order = np.argsort(positions @ normal, kind="stable")
-    files = list(headers)
     heights = (positions @ normal)[order]
     for k in range(1, len(order)):
         if heights[k] - heights[k - 1] < 1e-3:
@@ -170,10 +164,24 @@ def _in_order(headers: dict[Path, Dataset], folder: Path) -> tuple[tuple[Path, .
     return tuple(files[k] for k in order), positions[order]
 
 
-def _affine(header: Dataset, positions: np.ndarray, folder: Path, uneven_spacing: str) -> np.ndarray:
+def _axes(header: Dataset, file: Path) -> np.ndarray:
+    """Directions of a row and of a column, and the pixel spacing: (8,), checked."""
+    directions = np.array(read_numbers(header, "ImageOrientationPatient", 6, file)).reshape(2, 3)
+    if not np.allclose(directions @ directions.T, np.eye(2), atol=1e-2):
+        raise InputError(
+            f"{file}: ImageOrientationPatient {directions.ravel().tolist()} is not two perpendicular directions of "
+            "length 1; export the series again."
+        )
+    spacing = read_numbers(header, "PixelSpacing", 2, file)
+    if min(spacing) <= 0:
+        raise InputError(f"{file}: PixelSpacing is {spacing}, expected two positive numbers; export the series again.")
+    return np.array([*directions.ravel(), *spacing])
+
+
+def _affine(header: Dataset, file: Path, positions: np.ndarray, folder: Path, uneven_spacing: str) -> np.ndarray:
     """Voxel index (column, row, slice) to RAS+; a tilted gantry gives a sheared one, as it is."""
-    along_row, along_column = np.array(header.ImageOrientationPatient, float).reshape(2, 3)
-    row_spacing, column_spacing = (float(value) for value in header.PixelSpacing)
+    axes = _axes(header, file)
+    along_row, along_column, (row_spacing, column_spacing) = axes[:3], axes[3:6], axes[6:]
     count = len(positions)
     if count > 1:
         step = (positions[-1] - positions[0]) / (count - 1)
@@ -202,3 +210,21 @@ def _check_even(off: float, gaps: np.ndarray, folder: Path, uneven_spacing: str)
             "take the mean spacing."
         )
     logger.warning("%s: masks are written on the mean spacing", found)
+
+
+def _scaling(header: Dataset, file: Path) -> tuple[float, float]:
+    """Rescale slope and intercept of one file; 1 and 0 where it has none."""
+    slope, intercept = (
+        read_numbers(header, tag, 1, file)[0] if header.get(tag) not in (None, "") else default
+        for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+    )
+    if slope == 0:
+        raise InputError(f"{file}: RescaleSlope is 0, which makes every voxel the same; export the series again.")
+    return slope, intercept
+
+
+def _inverted(header: Dataset, file: Path) -> int | None:
+    if str(header.get("PhotometricInterpretation", "")).strip() != "MONOCHROME1":
+        return None
+    signed = header.get("PixelRepresentation", 0) == 1
+    return -1 if signed else 2 ** int(read_numbers(header, "BitsStored", 1, file)[0]) - 1

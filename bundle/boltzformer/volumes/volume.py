@@ -21,8 +21,9 @@ class Volume:
         name: what messages call it: the path, or "the array".
         path: the file, or the folder of the DICOM series; None for a volume that came from memory.
         series: the DICOM series with its files in slice order (third axis) and their positions; None for other volumes.
-        modality: "CT", "MR" or another; empty where the source does not say.
+        modality: "CT", "MR" or another, see `normal_modality`; empty where the source does not say.
         body_part: empty where the source does not say.
+        header: of a NIfTI source, whose qform, sform and units the results keep; None for others.
     """
 
     voxels: np.ndarray
@@ -32,9 +33,17 @@ class Volume:
     series: DicomSeries | None = None
     modality: str = ""
     body_part: str = ""
+    header: nib.Nifti1Header | None = None
 
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel size in mm along the three axes."""
         x, y, z = (float(size) for size in nib.affines.voxel_sizes(self.affine))
         return x, y, z
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that were read; empty for a volume that came from memory."""
+        if self.series is not None:
+            return self.series.files
+        return () if self.path is None else (self.path,)

@@ -26,7 +26,8 @@ from boltzformer.data.prepare.lidc_xml import Reading, parse_reading
 from boltzformer.data.prepare.plan import DatasetPlan, PlannedCase, Structure, Writer
 from boltzformer.data.prepare.source import FolderSource, Source
 from boltzformer.errors import InputError
-from boltzformer.volumes.dicom import find_series, read_series
+from boltzformer.volumes.dicom import find_series
+from boltzformer.volumes.dicom_pixels import read_series
 
 _TAGS = ["Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
 STRUCTURES = {1: Structure("nodule", ("lung nodule", "pulmonary nodule", "solitary nodule", "lung lesion"))}

@@ -1,0 +1,163 @@
+"""What a file in a DICOM folder is: an image, a damaged image, or something else. Headers only."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
+
+from boltzformer.errors import InputError
+
+_TAGS = (
+    *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality"),
+    *("BodyPartExamined", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
+    *("NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation"),
+    *("RescaleSlope", "RescaleIntercept"),
+)
+_DICOM_ENDINGS = {".dcm", ".dicom", ".ima"}
+
+
+@dataclass
+class FolderContents:
+    """The files of one folder.
+
+    Attributes:
+        images: headers of the DICOM images, by file.
+        damaged: what is wrong with each file that seems to be a slice but cannot be one, by file.
+        series_of_damaged: SeriesInstanceUID of a damaged file where it can still be read.
+        others: why each remaining file is no image, by file.
+    """
+
+    images: dict[Path, Dataset] = field(default_factory=dict)
+    damaged: dict[Path, str] = field(default_factory=dict)
+    series_of_damaged: dict[Path, str] = field(default_factory=dict)
+    others: dict[Path, str] = field(default_factory=dict)
+
+
+def survey_folder(folder: Path) -> FolderContents:
+    """Look at every file directly in a folder.
+
+    A file that is no readable DICOM counts as a damaged slice where it is named like the folder's images (numbers
+    apart) or ends in `.dcm`, and where it is empty or nothing but zeros beside images of the same ending.
+
+    Args:
+        folder: not searched any deeper; hidden files are left out.
+
+    Returns:
+        every file in one of three groups.
+    """
+    contents = FolderContents()
+    doubtful: dict[Path, str] = {}
+    for file in sorted(Path(folder).iterdir()):
+        if file.name.startswith(".") or file.is_dir():
+            continue
+        _sort_in(file, contents, doubtful)
+    patterns = {_pattern(file) for file in contents.images}
+    endings = {_ending(file) for file in contents.images}
+    for file, reason in doubtful.items():
+        blank = reason != _NO_DICOM and _ending(file) in endings
+        if blank or _pattern(file) in patterns or _ending(file) in _DICOM_ENDINGS:
+            contents.damaged[file] = reason
+        else:
+            contents.others[file] = reason
+    return contents
+
+
+def merge(parts: Iterable[FolderContents]) -> FolderContents:
+    """The contents of several folders as one."""
+    whole = FolderContents()
+    for part in parts:
+        whole.images.update(part.images)
+        whole.damaged.update(part.damaged)
+        whole.series_of_damaged.update(part.series_of_damaged)
+        whole.others.update(part.others)
+    return whole
+
+
+_NO_DICOM = "is no DICOM file"
+
+
+def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str]) -> None:
+    if not file.exists():
+        doubtful[file] = "is a link to a file that is not there"
+        return
+    try:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
+        kind = str(header.get("SOPClassUID", "") or header.file_meta.get("MediaStorageSOPClassUID", "") or "")
+        uid = str(header.get("SeriesInstanceUID", "") or "")
+        has_size = "Rows" in header and "Columns" in header
+    except (InvalidDicomError, EOFError):
+        doubtful[file] = _why_no_dicom(file)
+        return
+    except Exception as error:  # pydicom raises many kinds on damaged bytes
+        contents.damaged[file] = f"has a header that cannot be read ({error or type(error).__name__})"
+        return
+    name = UID(kind).name
+    if has_size and (name == kind or "Image Storage" in name):  # a class without a name is a private one
+        contents.images[file] = header
+    elif kind and name != kind and "Image Storage" not in name:
+        contents.others[file] = f"is no image ({name})"
+    else:
+        contents.damaged[file] = "has no Rows and Columns, so it is cut or damaged"
+        if uid:
+            contents.series_of_damaged[file] = uid
+
+
+def _why_no_dicom(file: Path) -> str:
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(4096)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    if not start:
+        return "is empty"
+    return _NO_DICOM if start.strip(b"\0") else "is cut or overwritten with zeros"
+
+
+def _pattern(file: Path) -> str:
+    return re.sub(r"\d+", "#", file.name.lower())
+
+
+def _ending(file: Path) -> str:
+    ending = file.suffix.lower()
+    return "" if ending[1:].isdigit() else ending
+
+
+def read_numbers(header: Dataset, tag: str, count: int, file: Path) -> list[float]:
+    """Read finite numbers from a header: the one place that does.
+
+    Args:
+        header: of the file.
+        tag: keyword of the attribute.
+        count: how many numbers it must hold.
+        file: to name in errors.
+
+    Returns:
+        the numbers.
+
+    Raises:
+        InputError: the attribute is missing, no numbers, or of another count.
+    """
+    try:
+        value = header.get(tag)
+        if value is None or value == "":
+            raise InputError(f"{file}: has no {tag}, so its place in space is not known; export the series again.")
+        listed = [value] if isinstance(value, int | float | str) else list(value)
+        numbers = [float(entry) for entry in listed]
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file}: {tag} cannot be read ({error}); export the series again.") from error
+    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
+        raise InputError(
+            f"{file}: {tag} is {listed}, expected {count} finite number{'s' if count > 1 else ''}; export the series "
+            "again."
+        )
+    return numbers

@@ -1,0 +1,160 @@
+"""NIfTI files (and others that nibabel reads): opened with care, read with their checksum."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+
+from boltzformer.errors import InputError
+from boltzformer.volumes.grids import check_affine
+from boltzformer.volumes.names import volume_suffix
+
+_MM_OF_UNIT = {"meter": 1000.0, "micron": 0.001}
+
+
+def image_affine(image: Any, where: str) -> np.ndarray:
+    """The affine of a nibabel image in mm, (4, 4): NIfTI may be in metres or micrometres.
+
+    Raises:
+        InputError: it is not invertible.
+    """
+    affine = check_affine(image.affine, where)
+    if isinstance(image, nib.Nifti1Image):
+        affine[:3] *= _MM_OF_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
+    return affine
+
+
+def read_nibabel(path: Path) -> np.ndarray:
+    """Read all voxels of a file, its checksum tested.
+
+    Raises:
+        InputError: as `open_nibabel`; also damaged data.
+    """
+    image = open_nibabel(path)
+    try:
+        if path.name.lower().endswith(".gz") and isinstance(image, nib.Nifti1Image):
+            with gzip.open(path, "rb") as file:
+                array = image_voxels(type(image).from_stream(file))
+                # the checksum stands behind the last voxel and is tested only by reading on
+                while file.read(1 << 20):
+                    pass
+            return array
+        return image_voxels(image)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise InputError(
+            f"{path}: the data is truncated or damaged ({error}); copy or export the file again."
+        ) from error
+
+
+def check_present(path: Path) -> None:
+    """Check that a path is a file with something in it.
+
+    Raises:
+        InputError: it is missing, a link to nothing, a folder, or empty.
+    """
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path}: is a link to {os.readlink(path)}, which is not there; fetch or copy that file.")
+    if not path.exists():
+        raise InputError(f"{path}: no such file; check the path in the datalist or on the command line.")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder where a volume file was expected.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty; copy or export it again.")
+
+
+def open_nibabel(path: Path) -> Any:
+    """Open a volume lazily with nibabel, turning every way to fail into one sentence.
+
+    Raises:
+        InputError: the file is missing, empty, no volume, or its header cannot be believed.
+    """
+    check_present(path)
+    try:
+        image = nib.load(path)
+    except (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError) as error:
+        raise InputError(
+            f"{path}: cannot be read as a volume ({error}); it may be truncated, or is no NIfTI file (.nii, .nii.gz)."
+        ) from error
+    if not isinstance(image, SpatialImage):
+        raise InputError(f"{path}: is a {type(image).__name__}, not a volume; expected NIfTI (.nii, .nii.gz).")
+    if isinstance(image, nib.Nifti1Image) and volume_suffix(path.name):
+        _check_raw_header(path, image)
+    return image
+
+
+def _check_raw_header(path: Path, image: nib.Nifti1Image) -> None:
+    """Fields that nibabel puts right, or takes as they are, without a word."""
+    kind = type(image.header)
+    with nib.openers.ImageOpener(str(path), "rb") as file:
+        block = file.read(kind.template_dtype.itemsize)
+    raw = kind(block, endianness=image.header.endianness, check=False)
+    offset = float(raw["vox_offset"])
+    if not offset >= kind.single_vox_offset:
+        raise InputError(f"{path}: the header says that voxels begin at byte {offset:g}, inside it; export it again.")
+    if raw["sform_code"] == 0 and not np.all(np.abs(raw["pixdim"][1:4]) > 0):
+        raise InputError(
+            f"{path}: the header gives voxel sizes of {raw['pixdim'][1:4].tolist()} mm; write the file with its "
+            "true ones."
+        )
+
+
+def image_voxels(image: Any) -> np.ndarray:
+    """All voxels of a nibabel image, scaled in float32 (not float64) where the header asks for scaling."""
+    proxy = image.dataobj
+    if getattr(proxy, "slope", 1.0) == 1.0 and getattr(proxy, "inter", 0.0) == 0.0:
+        return np.asanyarray(proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else proxy)
+    return np.asarray(proxy, dtype=np.float32)
+
+
+def check_length(path: Path, image: Any, num_bytes: int) -> None:
+    """Compare the file's length with what its header announces (single-file NIfTI only).
+
+    Raises:
+        InputError: it is shorter.
+    """
+    suffix = volume_suffix(path.name)
+    if not isinstance(image, nib.Nifti1Image) or not suffix:
+        return
+    proxy: Any = image.dataobj
+    expected = int(proxy.offset) + num_bytes
+    if suffix == ".nii":
+        found, problem = path.stat().st_size, ""
+    else:
+        with open(path, "rb") as file:
+            file.seek(-4, os.SEEK_END)
+            trailer = int.from_bytes(file.read(4), "little")
+        if trailer == expected % 2**32:
+            return
+        found, problem = _decompressed_length(path)
+    if found < expected and problem:
+        raise InputError(
+            f"{path}: the compressed data is truncated or damaged after {found} of {expected} bytes ({problem}); "
+            "copy or export the file again."
+        )
+    if found < expected:
+        raise InputError(f"{path}: the file is truncated ({found} of {expected} bytes); copy or export it again.")
+
+
+def _decompressed_length(path: Path) -> tuple[int, str]:
+    """Bytes of a gzip file up to its end or first damage (a trailer may be of its last member only), and the damage."""
+    total = 0
+    unpack = zlib.decompressobj(wbits=31)
+    with open(path, "rb") as file:
+        try:
+            while block := file.read(1 << 16):
+                while block:
+                    total += len(unpack.decompress(block))
+                    block = unpack.unused_data
+                    if unpack.eof:
+                        unpack = zlib.decompressobj(wbits=31)
+        except zlib.error as error:
+            return total, str(error)
+    return total, ""

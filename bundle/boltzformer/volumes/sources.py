@@ -1,0 +1,143 @@
+"""Whatever holds a volume -> `Volume`: a path, an array, a tensor, or an image of nibabel or SimpleITK."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+import torch
+from monai.data import MetaTensor
+from nibabel.spatialimages import SpatialImage
+
+from boltzformer.errors import InputError
+from boltzformer.volumes.checks import check_voxels, read_volume
+from boltzformer.volumes.dicom import find_series
+from boltzformer.volumes.dicom_pixels import read_series
+from boltzformer.volumes.grids import check_affine
+from boltzformer.volumes.itk_files import image_geometry
+from boltzformer.volumes.itk_files import image_voxels as itk_voxels
+from boltzformer.volumes.modality import normal_modality
+from boltzformer.volumes.names import NIFTI_SUFFIXES, volume_suffix
+from boltzformer.volumes.nifti_files import image_affine, image_voxels, open_nibabel
+from boltzformer.volumes.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+
+def open_volume(
+    source: Any,
+    affine: Any = None,
+    modality: object = "",
+    body_part: str = "",
+    uneven_spacing: str = "refuse",
+    series_uid: str = "",
+) -> Volume:
+    """Read and check a volume.
+
+    Args:
+        source: path of a NIfTI, NRRD or MetaImage file, or of a folder with a DICOM series; an array or tensor
+            (X, Y, Z), a tensor may have a channel axis of length 1 in front; a MetaTensor; an image of nibabel or
+            SimpleITK; or a `Volume`.
+        affine: of an array or plain tensor, (4, 4), voxel index to RAS+ in mm; the others have their own.
+        modality: goes before what the source says, see `normal_modality`.
+        body_part: goes before what the source says.
+        uneven_spacing: see `boltzformer.volumes.dicom.find_series`.
+        series_uid: of the wanted DICOM series, where the folder holds several.
+
+    Returns:
+        the volume, every voxel finite.
+
+    Raises:
+        InputError: it cannot be read or used; the message names it and the cure.
+    """
+    if affine is not None and not _needs_affine(source):
+        raise InputError(f"{_name(source)}: has an affine of its own; give `affine` only with an array or tensor.")
+    volume = _open(source, affine, uneven_spacing, series_uid)
+    if volume.voxels.dtype.kind not in "iuf":
+        raise InputError(f"{volume.name}: voxels of type {volume.voxels.dtype}; give integers or floats.")
+    if volume.voxels.ndim != 3:
+        raise InputError(f"{volume.name}: expected 3 dimensions (X, Y, Z), found {volume.voxels.shape}.")
+    if not volume.voxels.size:
+        raise InputError(f"{volume.name}: the volume is empty (shape {volume.voxels.shape}).")
+    check_voxels(volume.voxels, volume.name)
+    wanted = normal_modality(modality)
+    if wanted and volume.modality and wanted != volume.modality:
+        logger.warning("%s: says %s, taken as %s as asked for", volume.name, volume.modality, wanted)
+    return replace(volume, modality=wanted or volume.modality, body_part=body_part or volume.body_part)
+
+
+def _needs_affine(source: Any) -> bool:
+    return isinstance(source, np.ndarray | torch.Tensor) and not isinstance(source, MetaTensor)
+
+
+def _name(source: Any) -> str:
+    return str(source) if isinstance(source, str | os.PathLike) else f"the {type(source).__name__}"
+
+
+def _open(source: Any, affine: Any, uneven_spacing: str, series_uid: str) -> Volume:
+    if isinstance(source, Volume):
+        return source
+    if isinstance(source, str | os.PathLike):
+        path = Path(source).expanduser()
+        return _open_series(path, uneven_spacing, series_uid) if path.is_dir() else _open_file(path)
+    if isinstance(source, MetaTensor):
+        return _open_metatensor(source)
+    if isinstance(source, np.ndarray | torch.Tensor):
+        if affine is None:
+            logger.warning("an array without affine: its axes are taken as right, anterior, superior, voxels as 1 mm")
+        matrix = check_affine(np.eye(4) if affine is None else affine, "the array")
+        return Volume(source if isinstance(source, np.ndarray) else _numpy(source), matrix, "the array")
+    if isinstance(source, sitk.Image):
+        _, matrix = image_geometry(source, "the SimpleITK image")
+        return Volume(itk_voxels(source), matrix, "the SimpleITK image")
+    if isinstance(source, SpatialImage):
+        voxels = image_voxels(source)
+        while voxels.ndim > 3 and voxels.shape[-1] == 1:
+            voxels = voxels[..., 0]
+        header = source.header if isinstance(source, nib.Nifti1Image) else None
+        return Volume(voxels, image_affine(source, "the nibabel image"), "the nibabel image", header=header)
+    raise InputError(
+        f"a {type(source).__name__} is no volume; give a path, an array with an affine, a MetaTensor, or an image of "
+        "nibabel or SimpleITK."
+    )
+
+
+def _open_file(path: Path) -> Volume:
+    voxels, header = read_volume(path)
+    image = open_nibabel(path) if volume_suffix(path.name) in NIFTI_SUFFIXES else None
+    return Volume(
+        voxels, header.affine, str(path), path, header=image.header if isinstance(image, nib.Nifti1Image) else None
+    )
+
+
+def _open_series(path: Path, uneven_spacing: str, series_uid: str) -> Volume:
+    series = find_series(path, uneven_spacing, series_uid)
+    voxels = read_series(series)
+    try:
+        modality = normal_modality(series.modality, str(path))
+    except InputError as error:
+        logger.warning("%s", error)
+        modality = ""
+    return Volume(voxels, series.affine, str(path), path, series, modality, series.body_part)
+
+
+def _open_metatensor(source: MetaTensor) -> Volume:
+    matrix = check_affine(source.affine.cpu().numpy(), "the MetaTensor")
+    if str(source.meta.get("space", "RAS")) == "LPS":
+        matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
+    modality, part = (str(source.meta.get(key, "") or "") for key in ("modality", "body_part"))
+    name = str(source.meta.get("filename_or_obj", "") or "the MetaTensor")
+    return Volume(_numpy(source.as_tensor()), matrix, name, modality=normal_modality(modality, name), body_part=part)
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    if tensor.dim() == 4 and tensor.shape[0] == 1:
+        tensor = tensor[0]
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
