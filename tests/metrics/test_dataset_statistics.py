@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -69,6 +70,52 @@ def test_command(decathlon, tmp_path):
     assert "liver lesion" in done.stdout
     written = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert [row["slices"] for row in written["objects"]] == [18, 9, 0]
+
+
+def test_command_puts_published_figures_beside(decathlon, tmp_path):
+    app = typer.Typer()
+    app.command()(main)
+    file = tmp_path / "published.json"
+    file.write_text(json.dumps({"set": {"liver lesion": {"mean_percent": 0.77, "slices": 1234}}, "other": {"x": {}}}))
+    options = ["--published", str(file), "--output-dir", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [str(decathlon), *options], env={"COLUMNS": "200"})
+    assert done.exit_code == 0, done.output
+    line = next(line for line in done.output.splitlines() if "liver lesion" in line)
+    assert "(0.77)" in line
+    assert "(1234)" in line
+    rows = list(csv.DictReader((tmp_path / "out" / "statistics.csv").open()))
+    assert [row["published_slices"] for row in rows if row["object"] == "liver lesion"] == ["1234"]
+    for content, message in (
+        ({"set": {"nothing": {"slices": 1}}}, "has no object 'nothing'"),
+        ({"set": {"liver lesion": {"mean": 1}}}, "'mean' is none of"),
+        ({"set": {"liver lesion": 1}}, "expected numbers"),
+    ):
+        file.write_text(json.dumps(content))
+        done = CliRunner().invoke(app, [str(decathlon), "--published", str(file)])
+        assert done.exit_code == 2
+        assert message in " ".join(done.output.split())
+
+
+def test_command_counts_a_labelled_test_list(decathlon):
+    app = typer.Typer()
+    app.command()(main)
+    file = decathlon / "dataset.json"
+    content = json.loads(file.read_text())
+
+    def slices() -> str:
+        done = CliRunner().invoke(app, [str(decathlon)])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    whole = slices()
+    content["test"] = content["validation"]
+    content["validation"] = content["training"][1:]
+    content["training"] = content["training"][:1]
+    file.write_text(json.dumps(content))
+    assert slices() == whole
+    content["test"] = [item["image"] for item in content["test"]]
+    file.write_text(json.dumps(content))
+    assert slices() != whole
 
 
 def test_command_with_bad_input(decathlon, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from boltzformer.apps import cache, convert, demo, export, phantoms, prepare, statistics, trace
+from boltzformer.apps import cache, convert, demo, experiment, export, phantoms, prepare, statistics, trace
 
 app = typer.Typer(
     name="boltzformer",
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command("phantoms")(phantoms.main)
 app.add_typer(prepare.app, name="prepare")
 app.command("cache")(cache.main)
+app.command("experiment")(experiment.main)
 app.command("statistics")(statistics.main)
 app.command("trace")(trace.main)
 app.command("export")(export.main)

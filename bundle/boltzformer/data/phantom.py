@@ -66,22 +66,24 @@ def write_phantoms(
     return True
 
 
-def dataset_or_phantoms(dataset_dir: str | Path | None, default_dir: str | Path, **parameters: Any) -> str:
+def dataset_or_phantoms(
+    dataset_dir: str | Path | Sequence[str] | None, default_dir: str | Path, **parameters: Any
+) -> str | list[str]:
     """Give the data folder to use: the user's, or a set of phantoms, generated where it is missing.
 
     Args:
-        dataset_dir: the user's dataset, or None (or empty) for phantoms.
+        dataset_dir: the user's dataset, several of them, or None (or empty) for phantoms.
         default_dir: folder of the phantoms.
         **parameters: of `write_phantoms`.
 
     Returns:
-        the folder; where it is the phantoms', one line on the screen says so.
+        the folder, or the list of folders; where it is the phantoms', one line on the screen says so.
 
     Raises:
         InputError: see `write_phantoms`.
     """
     if dataset_dir:
-        return str(dataset_dir)
+        return str(dataset_dir) if isinstance(dataset_dir, str | Path) else [str(folder) for folder in dataset_dir]
     made = write_phantoms(default_dir, **parameters)
     verb = "generated" if made else "using the"
     print(f"No dataset given: {verb} CT-like phantom volumes in {default_dir}", flush=True)

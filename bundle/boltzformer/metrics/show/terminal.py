@@ -158,7 +158,10 @@ def _lesion_table(lesions: Mapping[str, Any]) -> Table:
 
 
 def statistics_table(statistics: Mapping[str, Any]) -> Table:
-    """A rich table of `boltzformer.metrics.summary.dataset_statistics.dataset_statistics`."""
+    """A rich table of `boltzformer.metrics.summary.dataset_statistics.dataset_statistics`.
+
+    Where a row has `published_<column>`, that figure follows in brackets.
+    """
     table = _table("Area in % of the slice, on slices that hold the object")
     table.add_column("object")
     for heading in ("mean", "median", "min", "max", "slices", "volumes"):
@@ -170,10 +173,18 @@ def statistics_table(statistics: Mapping[str, Any]) -> Table:
             table.add_row(f"[bold]{escape(dataset)}[/bold]")
         table.add_row(
             f"  {escape(row['object'])}",
-            *(number(row[f"{what}_percent"], 4) for what in ("mean", "median", "min", "max")),
-            *(str(row[what]) for what in ("slices", "volumes")),
+            *(
+                number(row[f"{what}_percent"], 4) + _published(row, f"{what}_percent")
+                for what in ("mean", "median", "min", "max")
+            ),
+            *(str(row[what]) + _published(row, what) for what in ("slices", "volumes")),
         )
     return table
+
+
+def _published(row: Mapping[str, Any], column: str) -> str:
+    value = row.get(f"published_{column}")
+    return "" if value is None else f" ({value:g})"
 
 
 def _table(title: str) -> Table:

@@ -1,0 +1,186 @@
+"""Train and evaluate what a table still lacks, through the bundle's own commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from boltzformer.apps.experiment_plan import Run, config_files
+from boltzformer.data.folders import folder_lock
+from boltzformer.errors import InputError
+from boltzformer.metrics.files import write_json, write_text
+
+RESULT = "result.json"
+ROWS = "evaluate/slices.csv"
+_TAIL = 5
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of `monai.bundle run`.
+
+    Attributes:
+        run_id: "training" or "evaluating".
+        files: config files in order.
+        bundle: where it is started.
+        log: file that gets all output.
+        processes: above 1, started by torchrun.
+    """
+
+    run_id: str
+    files: tuple[Path, ...]
+    bundle: Path
+    log: Path
+    processes: int = 1
+
+
+Launcher = Callable[[Step], None]
+"""Runs a step, and raises InputError with the reason if it fails."""
+
+
+def launch(step: Step) -> None:
+    """Run a step in a process of its own, its output in the step's log.
+
+    Raises:
+        InputError: the step failed; names the log and gives its last lines.
+    """
+    listed = "[" + ",".join(f"'{file}'" for file in step.files) + "]"
+    call = ["-m", "monai.bundle", "run", step.run_id, "--config_file", listed]
+    if step.processes > 1:
+        call = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={step.processes}", *call]
+    with step.log.open("ab") as log:
+        done = subprocess.run([sys.executable, *call], cwd=step.bundle, stdout=log, stderr=log, check=False)
+    if done.returncode:
+        lines = step.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_TAIL:]
+        raise InputError(f"{step.run_id} ended with code {done.returncode}, see {step.log}: {' | '.join(lines)}")
+
+
+def is_finished(run: Run, runs_dir: Path) -> bool:
+    """Whether a run has its result."""
+    try:
+        content = json.loads((runs_dir / run.key / RESULT).read_text(encoding="utf-8"))
+        return bool(content["key"] == run.key) and (runs_dir / run.key / ROWS).is_file()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def execute(
+    run: Run,
+    runs_dir: Path,
+    bundle: Path,
+    device: str,
+    cache_dir: Path,
+    processes: int = 1,
+    launcher: Launcher = launch,
+) -> None:
+    """Train and evaluate one run, or go on where an earlier start was stopped.
+
+    The run's folder `runs_dir/key` has `train.json` and `evaluate.json` (the run's own overlays), `train.log`,
+    `evaluate.log`, `model.pt`, and, once all is done, `result.json`.
+
+    Args:
+        run: what to do.
+        runs_dir: folder of all runs.
+        bundle: the bundle's root.
+        device: torch's name of it; with several processes each takes the GPU of its rank.
+        cache_dir: slice cache, shared by the runs.
+        processes: on this machine.
+        launcher: runs one step.
+
+    Raises:
+        InputError: a step failed, or another process is at this run.
+    """
+    folder = runs_dir / run.key
+    lock = folder_lock(folder)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"{folder}: another process is at this run.") from None
+    with lock:
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = time.time()
+        common: dict[str, Any] = {
+            **run.settings,
+            "bundle_root": str(bundle),
+            "dataset_dir": [str(one) for one in run.datasets],
+            "cache_dir": str(cache_dir),
+            "checkpoint": str(folder / "model.pt"),
+            "seed": run.seed,
+        }
+        if processes == 1:
+            common["device"] = f"$torch.device('{device}')"
+        trained = folder / "trained"
+        if not trained.exists():
+            resume = {"output_dir": str(folder / "train"), "resume": (folder / "train" / "last.pt").is_file()}
+            launcher(_step("train", run, folder, bundle, {**common, **resume}, processes))
+            trained.touch()
+        evaluation = {"output_dir": str(folder / "evaluate"), "section": run.section}
+        launcher(_step("evaluate", run, folder, bundle, {**common, **evaluation}, processes))
+        if not (folder / ROWS).is_file():
+            raise InputError(f"{folder / ROWS}: the evaluation left no such file; see {folder / 'evaluate.log'}.")
+        write_json(folder / RESULT, {**_described(run), "seconds": round(time.time() - begun), "processes": processes})
+
+
+def _step(kind: str, run: Run, folder: Path, bundle: Path, overlay: Mapping[str, Any], processes: int) -> Step:
+    own = write_json(folder / f"{kind}.json", overlay)
+    files = (*config_files(bundle, kind, run.overlays, processes), own)
+    run_id = {"train": "training", "evaluate": "evaluating"}[kind]
+    return Step(run_id, files, bundle, folder / f"{kind}.log", processes)
+
+
+def _described(run: Run) -> dict[str, Any]:
+    return {
+        "key": run.key,
+        "label": run.label,
+        "overlays": list(run.overlays),
+        "settings": dict(run.settings),
+        "datasets": [folder.name for folder in run.datasets],
+        "section": run.section,
+        "seed": run.seed,
+    }
+
+
+def write_slurm(
+    folder: Path, name: str, runs: Iterable[Run], command: Sequence[str], bundle: Path, processes: int = 1
+) -> Path:
+    """Write an array job with one task for each run.
+
+    Args:
+        folder: gets `NAME.sbatch` and `NAME.runs`, which holds a key a line.
+        name: of the job.
+        runs: those that are missing.
+        command: arguments of `boltzformer.apps.experiment` without `--only`.
+        bundle: where the tasks start.
+        processes: GPUs a task.
+
+    Returns:
+        the job file, to be handed to `sbatch` (with the partition, account and time of your cluster).
+    """
+    keys = [run.key for run in runs]
+    if not keys:
+        raise InputError("every run of the table is finished; there is no job to write.")
+    listing = write_text(folder / f"{name}.runs", "".join(f"{key}\n" for key in keys))
+    lines = [
+        "#!/bin/bash",
+        f"#SBATCH --job-name={name}",
+        f"#SBATCH --array=1-{len(keys)}",
+        "#SBATCH --nodes=1",
+        "#SBATCH --ntasks=1",
+        f"#SBATCH --gres=gpu:{processes}",
+        f"#SBATCH --cpus-per-task={8 * processes}",
+        f"#SBATCH --output={shlex.quote(str(folder.resolve()))}/%x_%A_%a.out",
+        "set -euo pipefail",
+        f"cd {shlex.quote(str(bundle))}",
+        f'key=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {shlex.quote(str(listing.resolve()))})',
+        f'exec {shlex.join([sys.executable, "-m", "boltzformer.apps.experiment", *command])} --only "$key"',
+    ]
+    return write_text(folder / f"{name}.sbatch", "\n".join(lines) + "\n")

@@ -1,0 +1,256 @@
+"""One command a table: rows are run, found again, scored by the paper's rule, and printed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import numpy as np
+import pytest
+from boltzformer.apps.experiment import run_table
+from boltzformer.apps.experiment_plan import plan_runs, read_table
+from boltzformer.apps.experiment_runs import Step
+from boltzformer.data.phantom import write_phantoms
+from boltzformer.errors import InputError
+
+from tests.support import BUNDLE, SMALL_NETWORK, write_json
+
+TABLES = sorted((BUNDLE / "configs" / "tables").glob("*.json"))
+# cross-entropy would teach an empty mask first, and tables of zeros show nothing
+DICE_ALONE = {"loss": {"_target_": "DiceLoss", "sigmoid": True, "squared_pred": True}}
+BUDGET = {
+    **SMALL_NETWORK,
+    **DICE_ALONE,
+    "batch_size": 4,
+    "max_epochs": 1,
+    "samples_per_epoch": 24,
+    "learning_rate": 1e-3,
+}
+
+
+def launch_here(step: Step) -> None:
+    """The real thing in this process: starting Python twice a run would take longer than the runs."""
+    monai.bundle.run(step.run_id, config_file=[str(file) for file in step.files])
+
+
+class Launcher:
+    """Launches here and remembers what was launched; fails where it is told to."""
+
+    def __init__(self, fail_at: str = "") -> None:
+        self.steps: list[str] = []
+        self.fail_at = fail_at
+
+    def __call__(self, step: Step) -> None:
+        self.steps.append(step.run_id)
+        if step.run_id == self.fail_at:
+            raise InputError(f"{step.run_id} was made to fail")
+        launch_here(step)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sets of phantoms under one roof."""
+    folder = tmp_path_factory.mktemp("datasets")
+    for seed, name in enumerate(("first", "second")):
+        write_phantoms(folder / name, num_training=1, num_validation=2, size=(48, 48, 12), seed=seed)
+        file = folder / name / "dataset.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "name": f"phantoms {name}"}))
+    return folder
+
+
+def _table(folder: Path, **changes: Any) -> Path:
+    content = {
+        "title": "Attention | small",
+        "datasets": ["first", "second"],
+        "section": "validation",
+        "columns": ["datasets", "mean", "small"],
+        "rows": [
+            {"label": "full", "overlays": ["configs/ablation/attention_full.json"], "paper": {"mean": 71.2}},
+            {"label": "Boltzmann", "overlays": ["configs/ablation/attention_boltzmann.json"]},
+            {"label": "elsewhere", "paper": {"first": 50, "mean": 60.5}},
+        ],
+        **changes,
+    }
+    return write_json(folder / "mini.json", content)
+
+
+@pytest.fixture(scope="module")
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A table of two rows that is stopped in the first evaluation, then finished."""
+    folder = tmp_path_factory.mktemp("experiment")
+    table, budget = _table(folder), write_json(folder / "budget.json", BUDGET)
+    settings: dict[str, Any] = {"table": table, "data": data, "out": folder / "out", "overlays": [str(budget)]}
+    stopped, finished = Launcher(fail_at="evaluating"), Launcher()
+    failures = run_table(**settings, launcher=stopped)
+    return {
+        **settings,
+        "failures": failures,
+        "stopped": stopped,
+        "again": run_table(**settings, launcher=finished),
+        "finished": finished,
+    }
+
+
+def test_a_failed_run_does_not_stop_the_others_and_is_taken_up_again(done):
+    assert done["stopped"].steps == ["training", "evaluating"] * 2
+    assert len(done["failures"]) == 2
+    assert done["failures"][0] == "full, seed 0: evaluating was made to fail"
+    assert done["again"] == []
+    assert done["finished"].steps == ["evaluating"] * 2  # both were trained already
+
+
+def _csv(done: dict[str, Any]) -> dict[tuple[str, str, str], float]:
+    rows = csv.DictReader((done["out"] / "mini.csv").open())
+    return {(row["row"], row["source"], row["column"]): float(row["value"]) for row in rows}
+
+
+def test_cells_are_the_papers_means_of_the_scored_slices(done):
+    cells = _csv(done)
+    results = list((done["out"] / "runs").glob("*/result.json"))
+    assert len(results) == 2
+    for file in results:
+        folder, result = file.parent, json.loads(file.read_text())
+        dice: dict[str, list[float]] = {"first": [], "second": []}
+        small: dict[str, list[float]] = {"first": [], "second": []}
+        for row in csv.DictReader((folder / "evaluate" / "slices.csv").open()):
+            name = row["dataset"].removeprefix("phantoms ")
+            dice[name].append(float(row["dice"]))
+            if float(row["area_percent"]) < 1:
+                small[name].append(float(row["dice"]))
+        means = {name: 100 * np.mean(values) for name, values in dice.items()}
+        for name, mean in {**means, "mean": np.mean(list(means.values()))}.items():
+            assert cells[result["label"], "measured", name] == pytest.approx(mean)
+        expected = 100 * np.mean([np.mean(values) for values in small.values()])
+        assert cells[result["label"], "measured", "small"] == pytest.approx(expected)
+    # with the same seed and budget only the rule differs, and it does
+    assert cells["full", "measured", "mean"] != cells["Boltzmann", "measured", "mean"]
+
+
+def test_markdown_csv_and_latex_agree_and_say_what_was_run(done):
+    cells = _csv(done)
+    markdown = (done["out"] / "mini.md").read_text()
+    lines = {line.split(" | ")[0].strip("| "): line for line in markdown.splitlines() if line.startswith("|")}
+    assert f"{cells['full', 'measured', 'mean']:.1f} [" in lines["full"]
+    assert lines["full (published)"].split(" | ")[1:] == ["–", "–", "71.2", "– |"]
+    assert lines["elsewhere (published)"].split(" | ")[1:] == ["50.0", "–", "60.5", "– |"]
+    assert "elsewhere" not in lines
+    assert "Not the paper's budget: budget.json" in markdown
+    assert "max_epochs = 1" in markdown
+    assert "first, second (list `validation`), on cpu" in markdown
+    latex = (done["out"] / "mini.tex").read_text()
+    assert latex.count(r"\\") == 5
+    assert "71.2" in latex
+    assert r"small ($<$ 1 \%)" in latex
+
+
+def test_a_finished_table_runs_nothing_and_shares_its_runs(done, tmp_path):
+    settings = {key: done[key] for key in ("data", "out", "overlays")}
+    nothing = Launcher()
+    assert run_table(done["table"], **settings, launcher=nothing) == []
+    # another table with the same settings under another name: the same run
+    rows = [{"label": "N = 10 %", "overlays": ["configs/ablation/sampling_10_percent.json"]}]
+    assert run_table(_table(tmp_path, rows=rows), **settings, launcher=nothing) == []
+    assert nothing.steps == []
+    assert {key[0] for key in _csv(done)} == {"N = 10 %"}
+
+
+def test_a_key_follows_everything_that_decides_a_result(data, tmp_path):
+    table = read_table(_table(tmp_path))
+    budget = [str(write_json(tmp_path / "budget.json", BUDGET))]
+
+    def keys(**changes: Any) -> set[str]:
+        settings: dict[str, Any] = {"overlays": budget, **changes}
+        return {run.key for runs in plan_runs(table, data, BUNDLE, **settings).values() for run in runs}
+
+    plain = keys()
+    assert len(plain) == 2
+    assert keys() == plain
+    assert keys(device="cpu:0") == plain
+    assert not keys(device="cuda") & plain
+    assert not keys(processes=2) & plain
+    assert not keys(overlays=[]) & plain
+    assert len(keys(seeds=range(3))) == 6
+    assert keys(seeds=range(3)) > plain
+    file = data / "first" / "dataset.json"
+    before = file.read_text()
+    file.write_text(before + "\n")
+    assert not keys() & plain
+    file.write_text(before)
+
+
+def test_the_array_job_has_one_task_for_each_missing_run(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table, budget = _table(tmp_path), write_json(tmp_path / "my budget.json", BUDGET)
+    run_table(table, data, tmp_path / "out", "cuda", 3, overlays=[str(budget)], slurm_dir=Path("jobs"), processes=2)
+    script = (tmp_path / "jobs" / "mini.sbatch").read_text()
+    keys = (tmp_path / "jobs" / "mini.runs").read_text().split()
+    assert len(set(keys)) == 6
+    assert "#SBATCH --array=1-6" in script
+    assert "--gres=gpu:2" in script
+    # what the second task would start: the same table, options and run
+    fake = tmp_path / "fake.py"
+    fake.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
+    runnable = script.replace(f"{sys.executable} -m boltzformer.apps.experiment", f"{sys.executable} {fake}")
+    runnable = runnable.replace(f"cd {BUNDLE}", f"cd {tmp_path}")
+    environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "2"}
+    said = subprocess.run(["bash"], input=runnable, env=environment, capture_output=True, text=True, check=True).stdout
+    arguments = json.loads(said)
+    assert arguments[0] == str(table)
+    assert arguments[arguments.index("--only") + 1] == keys[1]
+    assert arguments[arguments.index("--overlay") + 1] == str(budget)
+    planned = plan_runs(read_table(table), data, BUNDLE, [str(budget)], range(3), "cuda", 2)
+    assert keys == [run.key for runs in planned.values() for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"rows": []}, {}, "expected an object with `rows`"),
+        ({"rows": [{"label": "a", "overlay": []}]}, {}, "unknown key 'overlay'"),
+        ({"rows": [{"label": "a"}, {"label": "a"}]}, {}, "two rows are labelled 'a'"),
+        ({"rows": [{"label": "a", "paper": {"mean": "71"}}]}, {}, "numbers in %"),
+        ({"rows": [{"label": "a", "overlays": ["configs/none.json"]}]}, {}, "no such overlay"),
+        ({"columns": ["third"]}, {}, "column 'third' is none of"),
+        ({"datasets": ["third"]}, {}, "third: no such dataset"),
+        ({"section": "test"}, {}, "has no `test` list"),
+        ({}, {"device": "gpu"}, "'gpu' is no device"),
+        ({}, {"only": ["0000"]}, "has no run 0000"),
+    ],
+    ids=["rows", "key", "twice", "paper", "overlay", "column", "dataset", "section", "device", "only"],
+)
+def test_mistakes_are_found_before_anything_is_run(data, tmp_path, changes, options, message):
+    with pytest.raises(InputError, match=message):
+        run_table(_table(tmp_path, **changes), data, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_shipped_tables_name_files_that_are_there():
+    assert [path.name for path in TABLES] == [f"table{i}.json" for i in range(1, 9)]
+    ablations = set()
+    for path in TABLES:
+        table = read_table(path)
+        assert len(table.datasets) == 7
+        for row in table.rows:
+            assert row.paper or row.overlays
+            for overlay in row.overlays or ():
+                assert (BUNDLE / overlay).is_file()
+                ablations.add(overlay)
+    assert {f"configs/ablation/{f.name}" for f in (BUNDLE / "configs" / "ablation").glob("*.json")} <= ablations
+
+
+@pytest.mark.slow
+def test_the_command_from_a_shell(data, tmp_path):
+    rows = [{"label": "full", "overlays": ["configs/ablation/attention_full.json"]}]
+    table, budget = _table(tmp_path, rows=rows), write_json(tmp_path / "budget.json", BUDGET)
+    command = [sys.executable, "-m", "boltzformer.apps.experiment", str(table), "--data", str(data), "--device", "cpu"]
+    command += ["--overlay", str(budget), "--seeds", "2", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=BUNDLE, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "±" in done.stdout
+    assert len(list((tmp_path / "out" / "runs").glob("*/result.json"))) == 2

@@ -1,0 +1,67 @@
+"""The paper's means: within a dataset, then over datasets; intervals over patients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from boltzformer.metrics.summary.protocol import table_values
+
+
+def _row(dataset: str, patient: str, number: int, dice: float | str, area: float = 0.5) -> dict[str, object]:
+    return {
+        "dataset": dataset,
+        "case": f"{patient}_scan",
+        "patient": patient,
+        "object": "nodule",
+        "slice": number,
+        "text": "nodule",
+        "dice": dice,
+        "area_percent": area,
+    }
+
+
+def test_datasets_count_alike_whatever_their_size():
+    rows = [_row("a", f"p{i}", i, 0.2) for i in range(9)] + [_row("b", "q", 0, 0.8)]
+    cells = table_values([rows])
+    assert cells["a"]["value"] == pytest.approx(0.2)
+    assert cells["b"]["value"] == pytest.approx(0.8)
+    assert cells["mean"]["value"] == pytest.approx(0.5)  # the mean over slices would be 0.26
+    assert (cells["mean"]["n"], cells["mean"]["patients"], cells["mean"]["datasets"]) == (10, 10, 2)
+    assert cells["mean"]["low"] is None  # one patient in b: nothing to draw from
+    assert cells["a"]["low"] == pytest.approx(0.2)
+
+
+def test_sizes_and_misses_follow_the_same_rule():
+    rows = [_row("a", "p", 0, 0.4, 0.99), _row("a", "p", 1, 0.6, 1.0), _row("a", "p", 2, 0.009, 0.1)]
+    rows += [_row("b", "q", 0, 0.9, 5.0), _row("b", "q", 1, "", 0.0)]  # the last is a negative
+    cells = table_values([rows])
+    assert cells["small"]["value"] == pytest.approx((0.4 + 0.009) / 2)
+    assert cells["small"]["datasets"] == 1
+    assert cells["large"]["value"] == pytest.approx((0.6 + 0.9) / 2)
+    assert cells["missed"]["value"] == pytest.approx((1 / 3 + 0) / 2)
+    assert cells["b"]["n"] == 1
+
+
+def test_seeds_are_averaged_and_their_spread_is_given():
+    first = [_row("a", f"p{i}", 0, 0.5) for i in range(4)]
+    second = [_row("a", f"p{i}", 0, 0.7) for i in range(4)]
+    cell = table_values([first, second])["mean"]
+    assert cell["value"] == pytest.approx(0.6)
+    assert cell["sd"] == pytest.approx(np.std([0.5, 0.7], ddof=1))
+    assert cell["n"] == 4
+    assert table_values([first])["mean"]["sd"] is None
+
+
+def test_the_interval_draws_patients_not_slices():
+    draw = np.random.default_rng(0)
+    truth = draw.uniform(0.2, 0.9, 30)
+    rows = [_row("a", f"p{i}", k, float(truth[i])) for i in range(30) for k in range(40)]
+    cell = table_values([rows])["mean"]
+    expected = 1.96 * truth.std(ddof=1) / np.sqrt(30)
+    assert (cell["high"] - cell["low"]) / 2 == pytest.approx(expected, rel=0.15)
+    assert cell["low"] < truth.mean() < cell["high"]
+    assert table_values([rows])["mean"] == cell
+
+
+def test_nothing_scored_has_no_cell():
+    assert table_values([[_row("a", "p", 0, "")]]) == {}
