@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from boltzformer.volumes.segmented import Algorithm, Segment, SegmentedVolume
+from boltzformer.volumes.sources import open_volume
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
@@ -68,11 +70,15 @@ def random_masks(shape: tuple[int, int, int, int], seed: int = 0) -> np.ndarray:
     masks = (random.random(shape) < 0.02).astype(np.uint8)
     masks[0, 4:9, 3:12, 1] = 1
     masks[0, 6, 6:8, 1] = 0  # a hole
+    masks[-1, 5:7, 4:6, 1] = 1  # on top of the first
     masks[..., shape[3] // 2] = 0
     return masks
 
 
 def segmented(files: Sequence[Path], masks: np.ndarray, prompts: Sequence[str]) -> SegmentedVolume:
     """The masks as a result on a series."""
+    volume = open_volume(files[0].parent, uneven_spacing="warn")
+    assert volume.series is not None
     segments = tuple(Segment(f"s{k}", prompt) for k, prompt in enumerate(prompts))
-    return SegmentedVolume("case", masks, np.eye(4), segments, ALGORITHM, files[0].parent, tuple(files))
+    volume = replace(volume, series=replace(volume.series, files=tuple(files)))
+    return SegmentedVolume("case", volume, masks, segments, ALGORITHM)

@@ -16,14 +16,20 @@ import pytest
 import SimpleITK as sitk
 from boltzformer.errors import InputError
 from boltzformer.volumes.dicom import find_series
-from boltzformer.volumes.dicom_seg import make_dicom_seg, write_dicom_seg
+from boltzformer.volumes.dicom_seg import make_dicom_seg
 from boltzformer.volumes.segment_codes import _table, find_code
+from boltzformer.volumes.segmented import SegmentedVolume
 from pydicom.sr import _concepts_dict
 from scipy.spatial.transform import Rotation
 
 from tests.volumes.small_series import random_masks, segmented, straight, write_small_series
 
 PROMPTS = ["left parotid gland in head and neck CT", "something never seen", "lung nodule in chest CT"]
+
+
+def written(volume: SegmentedVolume, folder: Path) -> Path:
+    make_dicom_seg(volume).save_as(folder / "seg.dcm", enforce_file_format=True)
+    return folder / "seg.dcm"
 
 
 def read_back(path: Path, files: tuple[Path, ...], count: int) -> np.ndarray:
@@ -62,7 +68,7 @@ def test_same_voxels_at_the_true_positions(tmp_path, place, turned):
     positions = place(6) @ rotation.T
     files = write_small_series(tmp_path / "series", positions, rotation)
     masks = random_masks((3, 20, 24, 6))
-    write_dicom_seg(segmented(files, masks, PROMPTS), tmp_path / "seg.dcm")
+    written(segmented(files, masks, PROMPTS), tmp_path)
     assert np.array_equal(read_back(tmp_path / "seg.dcm", files, 3), masks)
     expected = {
         (p + 1, tuple(np.round(positions[k], 3))) for p in range(3) for k in range(6) if masks[p, :, :, k].any()
@@ -99,7 +105,7 @@ def test_a_prompt_that_was_not_found_is_an_empty_segment(tmp_path, empty):
     files = write_small_series(tmp_path / "series", straight(4))
     masks = random_masks((3, 20, 24, 4))
     masks[empty] = 0
-    write_dicom_seg(segmented(files, masks, PROMPTS), tmp_path / "seg.dcm")
+    written(segmented(files, masks, PROMPTS), tmp_path)
     assert len(hd.seg.segread(tmp_path / "seg.dcm").SegmentSequence) == 3
     assert np.array_equal(read_back(tmp_path / "seg.dcm", files, 3), masks)
 
@@ -120,7 +126,9 @@ def test_nothing_private_in_the_object_or_in_a_warning(tmp_path):
     files = write_small_series(tmp_path / "series", straight(3), PatientName="Doe")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        write_dicom_seg(segmented(files, random_masks((1, 20, 24, 3)), PROMPTS[:1]), tmp_path / "seg.dcm")
+        make_dicom_seg(segmented(files, random_masks((1, 20, 24, 3)), PROMPTS[:1])).save_as(
+            tmp_path / "seg.dcm", enforce_file_format=True
+        )
     assert b"SECRET" not in (tmp_path / "seg.dcm").read_bytes()
     assert not [entry for entry in said if "Doe" in str(entry.message)]
     assert not [element for element in pydicom.dcmread(tmp_path / "seg.dcm").iterall() if element.tag.is_private]
@@ -141,8 +149,11 @@ def test_what_cannot_be_referred_to_is_refused(tmp_path):
     masks = random_masks((1, 20, 24, 3))
     with pytest.raises(InputError, match=r"SeriesInstanceUID|StudyInstanceUID"):
         make_dicom_seg(segmented([*files[:2], other[2]], masks, ["nodule"]))
-    with pytest.raises(InputError, match="20 columns"):
-        make_dicom_seg(segmented(files, masks.transpose(0, 2, 1, 3), ["nodule"]))
+    wide = write_small_series(tmp_path / "wide", straight(3), shape=(24, 20))
+    made = segmented(files, masks, ["nodule"])
+    object.__setattr__(made.volume.series, "files", wide)
+    with pytest.raises(InputError, match="24 columns"):
+        make_dicom_seg(made)
     lacking = write_small_series(tmp_path / "lacking", straight(3), without=["StudyInstanceUID"])
     with pytest.raises(InputError, match="has no StudyInstanceUID"):
         make_dicom_seg(segmented(lacking, masks, ["nodule"]))
@@ -186,7 +197,7 @@ def test_dciodvfy_finds_no_error(tmp_path, place):
     files = write_small_series(tmp_path / "series", place(5), without=without, SpecificCharacterSet="")
     masks = random_masks((3, 20, 24, 5))
     masks[1] = 0
-    write_dicom_seg(segmented(files, masks, PROMPTS), tmp_path / "seg.dcm")
+    written(segmented(files, masks, PROMPTS), tmp_path)
     told = subprocess.run(["dciodvfy", tmp_path / "seg.dcm"], capture_output=True, text=True, check=False)
     assert "Segmentation" in told.stderr + told.stdout
     assert "Error" not in told.stderr + told.stdout, told.stderr
@@ -203,13 +214,13 @@ def test_dcmqi_reads_the_same_voxels_of_a_real_series(tmp_path, real_data_dir):
     masks[0, 100:130, 200:260, 5:9] = 1
     masks[1, 120:140, 210:230, 6:12] = 1
     masks[1, 300, 301, 20] = 1
-    write_dicom_seg(segmented(series.files, masks, PROMPTS[:2]), tmp_path / "seg.dcm")
+    written(segmented(series.files, masks, PROMPTS[:2]), tmp_path)
     assert np.array_equal(read_back(tmp_path / "seg.dcm", series.files, 2), masks)
     command = [_segimage2itkimage(), "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "-t", "nifti"]
     subprocess.run(command, capture_output=True, check=True)
-    written = sorted(tmp_path.glob("*.nii.gz"))
-    assert len(written) == 2
-    for mask, file in zip(masks, written, strict=True):
+    images = sorted(tmp_path.glob("*.nii.gz"))
+    assert len(images) == 2
+    for mask, file in zip(masks, images, strict=True):
         image = sitk.ReadImage(str(file))
         array = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
         origin = np.array(image.GetOrigin()) * [-1, -1, 1]

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pydicom
 import pytest
-from boltzformer.volumes.rtstruct import outlines, write_rtstruct
+from boltzformer.volumes.rtstruct import make_rtstruct, outlines
 from scipy.spatial.transform import Rotation
 from skimage.measure import points_in_poly
 
@@ -41,7 +41,7 @@ def test_contours_lie_on_their_slices_and_read_back(tmp_path):
     files = write_small_series(tmp_path / "series", positions, rotation)
     masks = random_masks((3, 20, 24, 6))
     masks[2] = 0
-    write_rtstruct(segmented(files, masks, PROMPTS), tmp_path / "rt.dcm")
+    make_rtstruct(segmented(files, masks, PROMPTS)).save_as(tmp_path / "rt.dcm", enforce_file_format=True)
     read = pydicom.dcmread(tmp_path / "rt.dcm")
     assert [roi.ROIName for roi in read.StructureSetROISequence] == PROMPTS
     uids = [pydicom.dcmread(file).SOPInstanceUID for file in files]
@@ -64,7 +64,7 @@ def test_dciodvfy_finds_no_error(tmp_path):
     files = write_small_series(tmp_path / "series", straight(5), without=["PatientBirthDate"], SpecificCharacterSet="")
     masks = random_masks((3, 20, 24, 5))
     masks[2] = 0
-    write_rtstruct(segmented(files, masks, PROMPTS), tmp_path / "rt.dcm")
+    make_rtstruct(segmented(files, masks, PROMPTS)).save_as(tmp_path / "rt.dcm", enforce_file_format=True)
     told = subprocess.run(["dciodvfy", tmp_path / "rt.dcm"], capture_output=True, text=True, check=False)
     assert "RTStructureSet" in told.stderr + told.stdout
     assert "Error" not in told.stderr + told.stdout, told.stderr

@@ -24,6 +24,7 @@ from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.prompts import Prompt, make_prompts
 from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError
+from boltzformer.inference.kinds import like_source
 from boltzformer.inference.load import LoadVolumed
 from boltzformer.inference.masks import LOGITS_KEY, SaveMasks, check_prompt_count, combine_masks
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
@@ -46,17 +47,35 @@ class Segmentation:
         item: the postprocessed item: `image`, `pred` (P, X, Y, Z) uint8 and `logits` (P, X, Y, Z) float16.
         case: name for files.
         source: the volume as it was read, with its DICOM series where it came from one.
+        given: what was given to segment; the masks come back as the same kind of image.
     """
 
     prompts: list[Prompt]
     item: Mapping[str, Any]
     case: str
     source: Volume
+    given: Any = None
 
     @property
-    def masks(self) -> dict[str, np.ndarray]:
-        """Prompt's name -> mask of 0 and 1, (X, Y, Z) uint8."""
-        return {prompt.name: self.item["pred"][i].cpu().numpy() for i, prompt in enumerate(self.prompts)}
+    def masks(self) -> dict[str, Any]:
+        """Prompt's name -> mask of 0 and 1, uint8.
+
+        An array (X, Y, Z) for a path, an array or a `Volume`; for a tensor, a MetaTensor, or an image of nibabel or
+        SimpleITK one of the same kind, shape and geometry.
+        """
+        masks = zip(self.prompts, self.mask_array, strict=True)
+        return {prompt.name: like_source(mask, self.given) for prompt, mask in masks}
+
+    @property
+    def mask_array(self) -> np.ndarray:
+        """All masks, (P, X, Y, Z) uint8 of 0 and 1."""
+        return self.item["pred"].as_tensor().cpu().numpy()
+
+    @property
+    def existence(self) -> np.ndarray | None:
+        """Probability in [0, 1] that each object is in a slice, (P, slices); None where the network gives none."""
+        scores = self.item.get("existence")
+        return None if scores is None else torch.as_tensor(scores).float().cpu().numpy()
 
     @property
     def probabilities(self) -> dict[str, np.ndarray]:
@@ -119,6 +138,22 @@ class Segmenter:
         self.postprocessing = postprocessing
 
     @classmethod
+    def load(
+        cls, weights: str | os.PathLike[str] | None = None, device: str | torch.device | None = None, **settings: Any
+    ) -> Segmenter:
+        """The shipped network, ready to use; it stays in memory.
+
+        Args:
+            weights: another checkpoint; the bundle's `models/model.pt` by default.
+            device: where to compute; CUDA where there is one by default.
+            settings: see `from_bundle`.
+
+        Raises:
+            InputError: there are no weights, or they cannot be used.
+        """
+        return cls.from_bundle(BUNDLE_DIR, weights, device=device, **settings)
+
+    @classmethod
     def from_bundle(
         cls,
         bundle_dir: str | os.PathLike[str] = BUNDLE_DIR,
@@ -156,11 +191,14 @@ class Segmenter:
         # a Path, not text: the parser would evaluate some texts
         checkpoint = Path(weights) if weights is not None else root / "models" / "model.pt"
         parser["checkpoint"] = checkpoint
-        network = parser.get_parsed_content("network")
-        load_weights(network, checkpoint)
-        preprocessing, inferer, postprocessing = (
-            parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing")
-        )
+        try:
+            network = parser.get_parsed_content("network")
+            load_weights(network, checkpoint)
+            preprocessing, inferer, postprocessing = (
+                parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing")
+            )
+        except RuntimeError as error:  # MONAI wraps whatever a component raises
+            raise find_input_error(error) or error from None
         return cls(network, preprocessing, inferer, postprocessing)
 
     def segment(
@@ -198,7 +236,7 @@ class Segmenter:
         logits = self.inferer(item["image"][None], self.network, prompts=wanted)
         item["pred"] = logits[0]
         case = "volume" if volume.path is None else case_name(volume.path)
-        return Segmentation(wanted, dict(self.postprocessing(item)), case, volume)
+        return Segmentation(wanted, dict(self.postprocessing(item)), case, volume, image)
 
     @property
     def _uneven_spacing(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import highdicom as hd
 import numpy as np
@@ -35,7 +34,7 @@ def make_dicom_seg(volume: SegmentedVolume) -> Dataset:
     Slices without the object have no frame. A prompt that was not found stays as a segment without frames.
 
     Args:
-        volume: with `series`.
+        volume: read from a DICOM series.
 
     Returns:
         the object, ready for `save_as`.
@@ -116,16 +115,6 @@ def describe_segments(segments: Sequence[Segment], algorithm: Algorithm) -> list
             description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
         described.append(description)
     return described
-
-
-def write_dicom_seg(volume: SegmentedVolume, path: Path) -> None:
-    """Write `make_dicom_seg` to a new file.
-
-    Args:
-        volume: with `series`.
-        path: where to write.
-    """
-    make_dicom_seg(volume).save_as(path, enforce_file_format=True)
 
 
 def _pixel_measures(headers: Sequence[Dataset]) -> hd.PixelMeasuresSequence:

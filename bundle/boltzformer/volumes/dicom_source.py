@@ -75,7 +75,7 @@ def source_headers(volume: SegmentedVolume) -> list[Dataset]:
     """
     if not volume.series:
         raise InputError(
-            f"{volume.source or volume.case}: is no DICOM series, which DICOM SEG and RTSTRUCT refer to; give the "
+            f"{volume.volume.name}: is no DICOM series, which DICOM SEG and RTSTRUCT refer to; give the "
             "DICOM folder, or choose another output format."
         )
     headers = read_source_headers(volume.series)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import highdicom as hd
 import numpy as np
@@ -28,7 +27,7 @@ def make_rtstruct(volume: SegmentedVolume) -> Dataset:
     not found stays as a region without contours.
 
     Args:
-        volume: with `series`.
+        volume: read from a DICOM series.
 
     Returns:
         the object, ready for `save_as`.
@@ -63,16 +62,6 @@ def make_rtstruct(volume: SegmentedVolume) -> Dataset:
         made.ROIContourSequence.append(contours)
         made.RTROIObservationsSequence.append(observation)
     return made
-
-
-def write_rtstruct(volume: SegmentedVolume, path: Path) -> None:
-    """Write `make_rtstruct` to a new file.
-
-    Args:
-        volume: with `series`.
-        path: where to write.
-    """
-    make_rtstruct(volume).save_as(path, enforce_file_format=True)
 
 
 def outlines(mask: np.ndarray) -> list[np.ndarray]:

@@ -73,6 +73,11 @@ def find_code(prompt: str) -> SegmentCode:
     )
 
 
+def coded_terms() -> list[str]:
+    """The first name of each object that has a code."""
+    return [entry["names"][0] for entry in _table()["objects"]]
+
+
 @cache
 def _table() -> dict[str, Any]:
     content = json.loads(files(__package__).joinpath("segment_codes.json").read_text(encoding="utf-8"))

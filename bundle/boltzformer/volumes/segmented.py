@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from boltzformer.volumes.volume import Volume
 
 COLORS = (
     *((230, 85, 35), (50, 135, 210), (45, 160, 85), (240, 190, 40), (150, 85, 180), (0, 175, 175)),
@@ -44,37 +46,43 @@ class Algorithm:
     weights_sha256: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SegmentedVolume:
     """The masks of one volume, on the volume's own grid.
 
     Attributes:
-        case: name of the volume, fit for a file.
-        masks: (P, X, Y, Z) of 0 and 1, uint8; of a DICOM series X runs over columns, Y over rows, Z over `series`.
-        affine: (4, 4), voxel index to RAS+ in mm.
+        case: name of the results, fit for a file.
+        volume: what was segmented.
+        masks: (P, X, Y, Z) of 0 and 1, uint8, over the voxels of `volume`.
         segments: the P prompts.
         algorithm: what made the masks.
-        source: the file or folder that was read, None for an array.
-        series: the source's DICOM files in the order of Z; empty where the source is no DICOM series.
-        image: (X, Y, Z) voxels of the volume, for pictures; None where they are not at hand.
+        label_map: (X, Y, Z) uint8, i + 1 where segment i is the surest; None where it is not at hand.
         findings: for each segment what was measured of it, in the order of `segments`; may be empty.
     """
 
     case: str
+    volume: Volume
     masks: np.ndarray
-    affine: np.ndarray
     segments: tuple[Segment, ...]
     algorithm: Algorithm
-    source: Path | None = None
-    series: tuple[Path, ...] = ()
-    image: np.ndarray | None = None
-    findings: tuple[Mapping[str, Any], ...] = field(default=())
+    label_map: np.ndarray | None = None
+    findings: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.masks.ndim != 4 or len(self.masks) != len(self.segments):
-            raise ValueError(f"masks {self.masks.shape} do not fit {len(self.segments)} segments")
-        if self.series and len(self.series) != self.masks.shape[3]:
-            raise ValueError(f"{len(self.series)} DICOM files for {self.masks.shape[3]} slices")
+        if self.masks.shape != (len(self.segments), *self.volume.voxels.shape):
+            raise ValueError(
+                f"masks {self.masks.shape} do not fit {len(self.segments)} segments of {self.volume.voxels.shape}"
+            )
+
+    @property
+    def series(self) -> tuple[Path, ...]:
+        """The DICOM files that were read, in the order of the third axis; empty where the source is no series."""
+        return self.volume.series.files if self.volume.series is not None else ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that were read, which no result is written over."""
+        return self.volume.files
 
 
 def color_of(index: int) -> tuple[int, int, int]:

@@ -1,0 +1,50 @@
+"""The files that masks can be written as: one module of this package for each, found by itself.
+
+A module holds `FORMAT`, an `OutputFormat`. A new format is one new module and no edit elsewhere.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from boltzformer.errors import InputError
+from boltzformer.inference.formats.output_format import OutputFormat
+from boltzformer.volumes.segmented import SegmentedVolume
+
+__all__ = ["OutputFormat", "output_formats", "save_as"]
+
+
+@cache
+def output_formats() -> dict[str, OutputFormat]:
+    """Name -> format, in alphabetical order."""
+    modules = [import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
+    found = [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
+    return {known.name: known for known in sorted(found, key=lambda known: known.name)}
+
+
+def save_as(volume: SegmentedVolume, name: str, folder: Path) -> list[Path]:
+    """Write a result in one format.
+
+    Args:
+        volume: what was segmented.
+        name: a key of `output_formats()`.
+        folder: where the files go; made if needed.
+
+    Returns:
+        the files that were written.
+
+    Raises:
+        InputError: an unknown format, one that does not fit the volume, or a file that cannot be written.
+    """
+    known = output_formats()
+    if name not in known:
+        raise InputError(f"format {name!r} is not known; choose among {', '.join(known)}.")
+    if known[name].needs_dicom and not volume.series:
+        raise InputError(
+            f"{volume.volume.name}: is no DICOM series, which the format {name} refers to; give the DICOM folder, or "
+            "choose another format."
+        )
+    return known[name].write(volume, Path(folder))

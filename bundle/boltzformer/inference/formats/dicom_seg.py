@@ -1,0 +1,20 @@
+"""DICOM SEG as an output format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from boltzformer.inference.formats.output_format import OutputFormat, needed_for_dicom
+from boltzformer.output_files import write_file
+from boltzformer.volumes.segmented import SegmentedVolume
+
+
+def _write(volume: SegmentedVolume, folder: Path) -> list[Path]:
+    with needed_for_dicom():
+        from boltzformer.volumes.dicom_seg import make_dicom_seg
+    made = make_dicom_seg(volume)
+    path = folder / f"{volume.case}.seg.dcm"
+    return [write_file(path, lambda file: made.save_as(file, enforce_file_format=True), volume.files)]
+
+
+FORMAT = OutputFormat("dicom-seg", "one DICOM SEG, a segment for each prompt", _write, needs_dicom=True)
