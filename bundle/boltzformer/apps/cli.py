@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import typer
 
-from boltzformer.apps import cache, convert, demo, experiment, export, phantoms, prepare, statistics, trace
+from boltzformer.apps import (
+    cache,
+    convert,
+    demo,
+    doctor,
+    experiment,
+    export,
+    info,
+    phantoms,
+    prepare,
+    runs,
+    segment,
+    statistics,
+    trace,
+)
 
 app = typer.Typer(
     name="boltzformer",
@@ -13,6 +27,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command("segment")(segment.main)
+app.command("info")(info.main)
+app.command("doctor")(doctor.main)
+app.command("train")(runs.train)
+app.command("finetune")(runs.finetune)
+app.command("evaluate")(runs.evaluate)
 app.command("phantoms")(phantoms.main)
 app.add_typer(prepare.app, name="prepare")
 app.command("cache")(cache.main)

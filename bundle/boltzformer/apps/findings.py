@@ -1,0 +1,85 @@
+"""What a person wants to know of a mask: found or not, how large, how many lesions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from boltzformer.data.prompts import Prompt
+from boltzformer.metrics.measures.lesions import find_components
+from boltzformer.metrics.measures.surfaces import bounding_box
+from boltzformer.volumes.write import Grid
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One prompt in one volume.
+
+    Attributes:
+        label: value of the prompt in the label map.
+        name: of the prompt's files.
+        prompt: its text.
+        found: whether any voxel was marked.
+        probability: that the object is in the volume, in [0, 1]: the largest of its slices' existence scores; None
+            where the network gives none.
+        voxels: that were marked.
+        millilitres: their volume.
+        lesions: connected parts (26 neighbours).
+    """
+
+    label: int
+    name: str
+    prompt: str
+    found: bool
+    probability: float | None
+    voxels: int
+    millilitres: float
+    lesions: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Finding:
+        """From what `as_dict` gave."""
+        return cls(**content)
+
+
+def measure(
+    masks: np.ndarray, prompts: Sequence[Prompt], grid: Grid, existence: np.ndarray | None = None
+) -> list[Finding]:
+    """Measure the masks of a volume.
+
+    Args:
+        masks: (P, X, Y, Z) of 0 and 1.
+        prompts: P of them.
+        grid: of the volume.
+        existence: (P, slices), probability in [0, 1] that the object is in a slice; None where it is not known.
+
+    Returns:
+        a finding for each prompt.
+    """
+    found = []
+    for index, prompt in enumerate(prompts):
+        mask = masks[index] > 0
+        size = grid.volume_of(int(np.count_nonzero(mask)))
+        box = bounding_box(mask)
+        lesions = 0 if box is None else find_components(mask[box])[1]
+        probability = None if existence is None else round(float(np.max(existence[index])), 4)
+        found.append(
+            Finding(
+                index + 1,
+                prompt.name,
+                prompt.text,
+                bool(size["voxels"]),
+                probability,
+                int(size["voxels"]),
+                float(size["millilitres"]),
+                lesions,
+            )
+        )
+    return found

@@ -1,0 +1,167 @@
+"""`boltzformer segment`: volumes and prompts in, masks out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from boltzformer.apps.batch import FAILED, SKIPPED, CaseResult, Request, run_batch
+from boltzformer.apps.console import one_line_errors, print_error
+from boltzformer.apps.findings import Finding
+from boltzformer.apps.release import NAME, bundle_version, shipped_weights, weights_checksum
+from boltzformer.bundle_folder import bundle_folder
+from boltzformer.data.prompts import Prompt, make_prompts, read_prompt_list
+from boltzformer.data.windows import IntensityWindow
+from boltzformer.errors import InputError
+from boltzformer.inference.api import Segmenter
+from boltzformer.inference.formats import output_formats
+from boltzformer.inference.inputs import survey_volumes
+from boltzformer.volumes.segmented import Algorithm
+
+SOME_FAILED = 1
+
+
+def main(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="NIfTI, NRRD or MetaImage file, DICOM folder (any nesting), a folder of these, or a datalist JSON.",
+        ),
+    ],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(metavar="PROMPT...", help='What to look for: "left parotid gland".')
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("segmentation"),
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", help="nifti, seg.nrrd, dicom-seg, rtstruct, png, json; may be repeated."),
+    ] = None,
+    prompt_list: Annotated[Path | None, typer.Option(help="JSON or CSV with prompts, in place of PROMPT...")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint; the bundle's models/model.pt by default.")] = None,
+    overlay: Annotated[list[Path] | None, typer.Option(help="Config on top of inference.json; repeatable.")] = None,
+    modality: Annotated[str, typer.Option(help="CT or MR, where the files do not say it.")] = "",
+    body_part: Annotated[str, typer.Option(help="For the intensity window, for example lung or brain.")] = "",
+    window: Annotated[
+        str | None, typer.Option(help='Name of an intensity window or "lower,upper"; the recipe\'s by default.')
+    ] = None,
+    uneven_spacing: Annotated[
+        str, typer.Option(help="refuse or warn: DICOM slices that are not evenly spaced.")
+    ] = "refuse",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; CUDA where there is one by default.")] = None,
+    memory_gb: Annotated[float, typer.Option(min=0.01, help="For the tensors of a batch of slices.")] = 2.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished cases again.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a case on standard output.")] = False,
+) -> None:
+    """Mark what the prompts name, in every volume, on the volume's own grid.
+
+    A line for each case and prompt tells whether it was found, its millilitres and lesions. Finished cases are skipped
+    when the command is started again. Ends with code 0, 1 where some cases failed, or 2 where nothing could start.
+    """
+    with one_line_errors():
+        wanted = _wanted(prompts or [], prompt_list)
+        chosen = _chosen_formats(formats)
+        limits = None if window is None else _window(window)
+        place = None if device is None else _device(device)
+        if uneven_spacing not in ("refuse", "warn"):
+            raise InputError(f"--uneven-spacing is {uneven_spacing!r}: expected refuse or warn.")
+        file = weights or shipped_weights()
+        algorithm = Algorithm(NAME, bundle_version(), weights_checksum(file))
+        found = survey_volumes(source, modality, body_part)
+        for path, reason in found.skipped.items():
+            print(f"left out: {path}: {reason}", file=sys.stderr)
+        overlays = [path.resolve() for path in overlay or []]
+        settings: dict[str, Any] = {"memory_gb": memory_gb, **({} if limits is None else {"window": limits})}
+        make_segmenter = partial(
+            _make_segmenter, file, overlays, place, {**settings, "uneven_spacing": uneven_spacing}, not as_json
+        )
+        decisive = {"window": limits, "overlays": [path.read_text() for path in overlays], "device": str(place)}
+        request = Request(tuple(wanted), chosen, algorithm, uneven_spacing, decisive)
+        show = _print_json if as_json else _print_lines
+        results = run_batch(found.cases, request, make_segmenter, output, overwrite, show)
+    _finish(results)
+
+
+def _make_segmenter(
+    weights: Path, overlays: list[Path], device: torch.device | None, settings: dict[str, Any], progress: bool
+) -> Segmenter:
+    segmenter = Segmenter.from_bundle(bundle_folder(), weights, overlays, device, **settings)
+    segmenter.inferer.progress = progress
+    return segmenter
+
+
+def _wanted(prompts: list[str], prompt_list: Path | None) -> list[Prompt]:
+    if prompts and prompt_list:
+        raise InputError("give prompts or --prompt-list, not both.")
+    if prompt_list:
+        return read_prompt_list(prompt_list)
+    if not prompts:
+        raise InputError('no prompt was given; name what to look for, for example "lung nodule in chest CT".')
+    return make_prompts([(prompt, None) for prompt in prompts])
+
+
+def _chosen_formats(names: list[str] | None) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(names or ["nifti"]))
+    for name in chosen:
+        if name not in output_formats():
+            raise InputError(f"--format {name}: is not known; choose among {', '.join(output_formats())}.")
+    return chosen
+
+
+def _window(text: str) -> str | list[float]:
+    """A window's name or two numbers; nothing else passes on to the config, which would evaluate some texts."""
+    if "," in text:
+        try:
+            lower, upper = (float(part) for part in text.split(","))
+        except ValueError:
+            raise InputError(f'--window {text!r}: expected two numbers such as "-160,240".') from None
+        IntensityWindow([lower, upper])
+        return [lower, upper]
+    IntensityWindow(text)
+    return text
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {text!r}: cannot be used ({str(error).splitlines()[0]}).") from None
+    return device
+
+
+def _print_lines(result: CaseResult) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if result.status == FAILED:
+        print_error(f"{result.case}: {result.reason}")
+        return
+    note = "finished earlier" if result.status == SKIPPED else f"{result.seconds:.1f} s"
+    for finding in result.findings:
+        console.print(f"{result.case}: {finding.prompt}: {_told(finding)}, {note}", markup=False)
+
+
+def _told(finding: Finding) -> str:
+    sure = "" if finding.probability is None else f" (probability {finding.probability:.2f})"
+    if not finding.found:
+        return f"not found{sure}"
+    lesions = "1 lesion" if finding.lesions == 1 else f"{finding.lesions} lesions"
+    return f"found{sure}, {finding.millilitres:.3g} ml, {lesions}"
+
+
+def _print_json(result: CaseResult) -> None:
+    print(json.dumps(result.as_dict(), ensure_ascii=False), flush=True)
+
+
+def _finish(results: list[CaseResult]) -> None:
+    failed = [result for result in results if result.status == FAILED]
+    if failed:
+        names = ", ".join(result.case for result in failed)
+        print_error(f"{len(failed)} of {len(results)} cases failed: {names}")
+        raise typer.Exit(SOME_FAILED)
