@@ -25,6 +25,9 @@ class EpochSampler(DistributedSampler):
             them.
         shuffle: draw a new order in each epoch.
         seed: of the order.
+        object_balance: 0 takes every example as often as any other; with b above 0 an epoch is drawn by weight, the
+            sum of n^-b over the objects of an example, n being an object's examples: at 1 an object of few slices
+            is seen as often as one of many. Needs `num_samples`.
         num_replicas: number of processes; None asks torch.distributed, and is 1 without it.
         rank: of this process; None asks torch.distributed.
 
@@ -38,10 +41,13 @@ class EpochSampler(DistributedSampler):
         num_samples: int | None = None,
         shuffle: bool = True,
         seed: int = 0,
+        object_balance: float = 0.0,
         num_replicas: int | None = None,
         rank: int | None = None,
     ) -> None:
         replicas, own = _world(num_replicas, rank)
+        if object_balance < 0 or (object_balance and num_samples is None):
+            raise InputError("object_balance: expected 0 or more, and above 0 a number of samples_per_epoch too.")
         super().__init__(dataset, num_replicas=replicas, rank=own, shuffle=shuffle, seed=seed)
         self.examples = dataset
         total = len(dataset) if num_samples is None else min(int(num_samples), len(dataset))
@@ -49,6 +55,7 @@ class EpochSampler(DistributedSampler):
             raise InputError(f"num_samples: {total} examples cannot be shared out among {replicas} processes.")
         self.num_samples = -(-total // replicas)
         self._total = total
+        self._weights = dataset.object_weights(object_balance) if object_balance else None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the dataset's draws of an epoch."""
@@ -57,8 +64,11 @@ class EpochSampler(DistributedSampler):
 
     def __iter__(self) -> Iterator[int]:
         order = np.arange(len(self.examples))
-        if self.shuffle:
-            np.random.default_rng([self.seed, self.epoch]).shuffle(order)
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self._weights is not None:
+            order = rng.choice(len(order), self._total, replace=False, p=self._weights)
+        elif self.shuffle:
+            rng.shuffle(order)
         order = order[: self._total]
         # every process needs as many batches as the others; the first examples fill the gap
         order = np.resize(order, self.num_samples * self.num_replicas)

@@ -1,4 +1,4 @@
-"""Examples of training and evaluation: (slice, object, prompt, binary mask)."""
+"""Examples of training and evaluation: (slice, object, prompt, binary mask), or a slice with several prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from boltzformer.errors import InputError
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
-    """All (slice, object) pairs of a list of cases, read from the slice cache.
+    """All (slice, object) pairs of a list of cases, or all slices with several prompts each, from the slice cache.
 
     Positive examples are the slices in which an object is present, as in the paper's section 4. Negative
     examples are slices without an object that is annotated in that case; an object that is absent from a
@@ -37,7 +37,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
         axis: of the RAS volume along which slices are cut: 0 sagittal, 1 coronal, 2 axial.
         num_adjacent: neighbouring slices on either side that become channels (2.5D): 0 gives 1 channel, 1
             gives z−1, z, z+1. The volume's first and last slice are repeated beyond its ends.
-        negative_share: share of negatives among all examples, in [0, 1).
+        negative_share: share of negatives among all examples, in [0, 1); with several prompts a slice, the share
+            of objects that are absent from it, beside the one that is present at least.
+        prompts_per_slice: K. 1, as in the paper, gives (slice, object) pairs. More give each slice that holds an
+            object once, with K prompts, so that training encodes it once for all of them: as many of its objects
+            as there is room for, drawn anew in each epoch, negatives, and where these are too few, an object a
+            second time in another wording. Only with `training`; batches come from `collate_prompts`.
         min_area: pixels that a positive slice's object has at least, 1 or more; slices with fewer are not
             used.
         wordings: the wording book; None takes `WordingBook()`.
@@ -49,6 +54,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         progress: show a progress bar while the cache is built.
 
     Items:
+        With several prompts `label` is (K, H, W) and `text` and `object` are K strings, present objects first.
         `image` (2·num_adjacent+1, H, W) float32 in [0, 1]; `label` (1, H, W) float32 of 0 and 1; `text` str;
         `spacing` (2,) float32, mm along H and W; `dataset`, `case` (the image's file name without its
         ending), `patient`, `object` str; `slice` int, in RAS orientation along `axis`. H and W are axes of
@@ -71,6 +77,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         min_area: int = 1,
         wordings: WordingBook | None = None,
         training: bool = False,
+        prompts_per_slice: int = 1,
         transform: Callable[[dict[str, Any]], Any] | None = None,
         seed: int = 0,
         num_workers: int | None = None,
@@ -82,6 +89,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
             raise InputError(f"num_adjacent: expected 0, or 1 for three channels, found {num_adjacent}.")
         if min_area < 1 or seed < 0:
             raise InputError("seed must be 0 or more, min_area 1 or more.")
+        if prompts_per_slice < 1 or (prompts_per_slice > 1 and not training):
+            raise InputError(f"prompts_per_slice: expected 1, or more in training, found {prompts_per_slice}.")
+        self.prompts_per_slice = int(prompts_per_slice)
+        self.negative_share = float(negative_share)
         self.data = [_complete(case) for case in data]
         self.wordings = wordings or WordingBook()
         self.num_adjacent = int(num_adjacent)
@@ -99,6 +110,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 f"No slice of the {len(self.data)} cases holds an object of at least {min_area} pixels; "
                 "check the label maps."
             )
+        self.slices = np.unique(self.examples[:, :2], axis=0)
         self._pool = _NegativePool(self.data, self.volumes)
         wanted = round(len(self.examples) * negative_share / (1 - negative_share))
         self.num_negatives = wanted if self._pool.size and training else min(wanted, self._pool.size)
@@ -110,6 +122,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
+        if self.prompts_per_slice > 1:
+            return len(self.slices)
         return len(self.examples) + self.num_negatives
 
     def set_epoch(self, epoch: int) -> None:
@@ -128,11 +142,14 @@ class SliceDataset(Dataset[dict[str, Any]]):
             index: of the example, positives first.
 
         Returns:
-            number of its case, slice, and label value.
+            number of its case, slice, and label value (the first, of several prompts).
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         index %= len(self)
+        if self.prompts_per_slice > 1:
+            number, where = (int(entry) for entry in self.slices[index])
+            return number, where, self._draw_objects(index, number, where)[0]
         if index < len(self.examples):
             case, position, value = self.examples[index]
             return int(case), int(position), int(value)
@@ -142,26 +159,54 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, position, value = self.locate(index)
+        index %= len(self)
         case, volume = self.data[number], self.volumes[number]
-        wordings = self._wordings[number][value]
+        several = self.prompts_per_slice > 1
+        values = self._draw_objects(index, number, position) if several else [value]
+        rng = self._rng(index, stream=1)
+        texts = self._draw_wordings(number, values, rng)
+        labels = volume.label(position)
         item = {
             "image": torch.from_numpy(apply_window(self._read(volume, position), *self.limits[number])),
-            "label": torch.from_numpy((volume.label(position) == value)[None].astype(np.float32)),
-            "text": wordings[0],
+            "label": torch.from_numpy(np.stack([labels == value for value in values]).astype(np.float32)),
+            "text": tuple(texts) if several else texts[0],
             "spacing": torch.tensor(volume.spacing[1:], dtype=torch.float32),
             "dataset": case["dataset"],
             "case": case_name(case),
             "patient": case["patient"],
-            "object": case["objects"][value],
+            "object": tuple(case["objects"][v] for v in values) if several else case["objects"][value],
             "slice": position,
         }
-        if self.training:
-            rng = self._rng(index % len(self), stream=1)
-            item["text"] = wordings[int(rng.integers(len(wordings)))]
-            if isinstance(self.transform, Randomizable):
-                self.transform.set_random_state(seed=int(rng.integers(2**32)))
+        if self.training and isinstance(self.transform, Randomizable):
+            self.transform.set_random_state(seed=int(rng.integers(2**32)))
         # not `if self.transform`: the length of a Compose flattens it, which seeds its transforms anew
         return item if self.transform is None else self.transform(item)
+
+    def _draw_objects(self, index: int, number: int, position: int) -> list[int]:
+        """K label values for a slice: present ones, then absent ones; present ones again where both are too few."""
+        rng, volume = self._rng(index, stream=2), self.volumes[number]
+        first, last = (np.searchsorted(self.examples[:, 0], number + side) for side in (0, 1))
+        of_case = self.examples[first:last]
+        present = of_case[of_case[:, 1] == position, 2]
+        annotated = sorted({*volume.values, *self.data[number].get("annotated", ())})
+        areas = dict(zip(volume.values, volume.areas[:, position].tolist(), strict=True))
+        absent = np.asarray([value for value in annotated if not areas.get(value, 0)], dtype=np.int64)
+        wanted = int(rng.binomial(self.prompts_per_slice - 1, self.negative_share))
+        negatives = rng.permutation(absent)[:wanted]
+        positives = np.resize(rng.permutation(present), self.prompts_per_slice - len(negatives))  # goes round
+        return [int(value) for value in (*positives, *negatives)]
+
+    def _draw_wordings(self, number: int, values: Sequence[int], rng: np.random.Generator) -> list[str]:
+        """A wording for each label value; in training at random, and another one where a value comes again."""
+        texts = []
+        for place, value in enumerate(values):
+            wordings = self._wordings[number][value]
+            if self.training:
+                unused = [wording for wording in wordings if wording not in texts[:place]] or wordings
+                texts.append(unused[int(rng.integers(len(unused)))])
+            else:
+                texts.append(wordings[0])
+        return texts
 
     def counts(self) -> dict[str, int]:
         """Count the positive examples of each object, over all cases."""
@@ -170,6 +215,26 @@ class SliceDataset(Dataset[dict[str, Any]]):
     def mean_shares(self) -> dict[str, float]:
         """Mean share of the slice, in [0, 1], that each object covers in its positive examples."""
         return {name: float(np.mean(shares)) for name, shares in self._shares().items()}
+
+    def object_weights(self, power: float) -> np.ndarray:
+        """Weight of each example for a draw by object: the sum of n^-power over its objects, n an object's examples.
+
+        Args:
+            power: 0 gives equal weights to objects' examples, 1 equal sums to objects.
+
+        Returns:
+            (len(self),) float64 that sums to 1; negatives weigh as the mean positive.
+        """
+        counts = self.counts()
+        names = [self.data[number]["objects"][value] for number, _, value in self.examples.tolist()]
+        weights = np.asarray([counts[name] ** -power for name in names], dtype=np.float64)
+        if self.prompts_per_slice > 1:
+            # examples are sorted by case and slice, as the unique slices are
+            starts = np.flatnonzero(np.r_[True, (np.diff(self.examples[:, :2], axis=0) != 0).any(axis=1)])
+            weights = np.add.reduceat(weights, starts)
+        else:
+            weights = np.r_[weights, np.full(self.num_negatives, weights.mean())]
+        return weights / weights.sum()
 
     def _shares(self) -> dict[str, list[float]]:
         shares: dict[str, list[float]] = {}

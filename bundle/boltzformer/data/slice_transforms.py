@@ -40,6 +40,11 @@ def harden_mask(coverage: torch.Tensor) -> torch.Tensor:
     return mask
 
 
+def harden_masks(coverage: torch.Tensor) -> torch.Tensor:
+    """`harden_mask` for each of K masks by itself, (K, H, W) -> (K, H, W)."""
+    return torch.cat([harden_mask(one) for one in coverage.split(1)])
+
+
 def _harden_box(coverage: torch.Tensor) -> torch.Tensor:
     rows = torch.arange(coverage.shape[-2], device=coverage.device)[:, None]
     columns = torch.arange(coverage.shape[-1], device=coverage.device)[None, :]
@@ -67,14 +72,14 @@ def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize a binary mask through the coverage of the new pixels (see `harden_mask`).
+    """Resize binary masks through the coverage of the new pixels (see `harden_mask`).
 
     Args:
-        mask: (1, H, W) float32 of 0 and 1.
+        mask: (K, H, W) float32 of 0 and 1.
         size: new height and width.
 
     Returns:
-        (1, *size) float32 of 0 and 1.
+        (K, *size) float32 of 0 and 1.
     """
     if tuple(mask.shape[-2:]) == size:
         return mask
@@ -85,7 +90,7 @@ def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         coverage = functional.adaptive_avg_pool2d(coverage, shrunk)
     if shrunk != size:
         coverage = functional.interpolate(coverage, size, mode="bilinear", align_corners=False)
-    return harden_mask(coverage[0])
+    return harden_masks(coverage[0])
 
 
 class ResizeSliced(Transform):
@@ -97,7 +102,7 @@ class ResizeSliced(Transform):
     Args:
         spatial_size: new height and width, or one number for both, in pixels.
         image_key: (C, H, W) float32 image.
-        label_key: (1, H, W) binary mask; may be missing in an item.
+        label_key: (K, H, W) binary masks; may be missing in an item.
         spacing_key: (2,) mm along H and W; may be missing in an item.
 
     Raises:

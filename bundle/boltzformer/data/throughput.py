@@ -1,4 +1,4 @@
-"""How many slices a second a loader delivers."""
+"""How many (slice, prompt) pairs a second a loader delivers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ class LoaderRate:
     """Result of `measure_loader`.
 
     Attributes:
-        slices_per_second: examples delivered a second.
-        slices: examples that were counted.
+        pairs_per_second: (slice, prompt) pairs delivered a second.
+        pairs: pairs that were counted.
         seconds: time they took.
         first_batch_seconds: time to the first batch (start of the workers), which is not in the rate.
     """
 
-    slices_per_second: float
-    slices: int
+    pairs_per_second: float
+    pairs: int
     seconds: float
     first_batch_seconds: float
 
 
 def measure_loader(loader: Iterable[dict[str, Any]], seconds: float = 5.0, max_epochs: int = 100) -> LoaderRate:
-    """Read batches with no work between them and count the slices; compare with the network's rate.
+    """Read batches with no work between them and count the pairs; compare with the network's rate.
 
     Args:
         loader: a DataLoader of `SliceDataset`, with the workers that training uses.
@@ -42,17 +42,17 @@ def measure_loader(loader: Iterable[dict[str, Any]], seconds: float = 5.0, max_e
     begin = time.perf_counter()
     started: float | None = None
     first = elapsed = 0.0
-    slices = 0
+    pairs = 0
     for _ in range(max_epochs):
         for batch in loader:
             now = time.perf_counter()
             if started is None:
                 started, first = now, now - begin
                 continue
-            slices += len(batch["image"])
+            pairs += len(batch["label"])  # one a prompt
             elapsed = now - started
             if elapsed >= seconds:
-                return LoaderRate(slices / elapsed, slices, elapsed, first)
-    if not slices:
+                return LoaderRate(pairs / elapsed, pairs, elapsed, first)
+    if not pairs:
         raise ValueError("the loader has fewer than two batches, too few to time")
-    return LoaderRate(slices / elapsed, slices, elapsed, first)
+    return LoaderRate(pairs / elapsed, pairs, elapsed, first)

@@ -130,7 +130,13 @@ class BoltzFormer(nn.Module):
             text = [self.default_prompt] * image.shape[0]
         if not isinstance(text, TextFeatures):
             text = self.encode_text(text)
-        return self.decode(self.encode_image(image), text)
+        features, count = self.encode_image(image), len(text) // image.shape[0]
+        if count == 1:
+            return self.decode(features, text)
+        parts = [
+            self.decode(features[s : s + 1].expand(count), text[s * count : (s + 1) * count]) for s in range(len(image))
+        ]
+        return torch.cat(parts)
 
     def segment(self, image: Tensor, prompts: Sequence[str] | TextFeatures, seed: int | None = None) -> Tensor:
         """Segment P objects in every slice; each slice and each prompt is encoded once.

@@ -222,7 +222,9 @@ class HuggingFaceTextEncoder(TextEncoder):
         try:
             config = AutoConfig.from_pretrained(name)
             tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModel.from_pretrained(name) if pretrained else AutoModel.from_config(config)
+            model = (
+                AutoModel.from_pretrained(name, dtype=torch.float32) if pretrained else AutoModel.from_config(config)
+            )
         except Exception as error:  # transformers raises OSError, ValueError and more for the same user mistake
             raise InputError(
                 f"Text encoder {name!r} cannot be loaded ({str(error).splitlines()[0]}); "

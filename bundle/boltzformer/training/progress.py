@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Ignite handler: loss, seconds a step, slices/s, the share of time spent waiting, and the time left.
+    """Ignite handler: loss, seconds a step, (slice, prompt) pairs a second, the share of time spent waiting, and the time left.
 
     On a terminal a bar moves; everywhere a line is logged each `interval` seconds and at the end of each
     epoch. Only the first process of a distributed run speaks.
@@ -27,7 +27,7 @@ class Progress:
         label: what the lines call this engine, "training" or "validation".
         interval: seconds between two lines.
         bar: whether to draw the bar; None where standard error is a terminal.
-        measure_loader: times a loader alone, before the run, and gives an object with `slices_per_second`; None
+        measure_loader: times a loader alone, before the run, and gives an object with `pairs_per_second`; None
             does not.
     """
 
@@ -61,13 +61,13 @@ class Progress:
     def _clear(self) -> None:
         self._began = self._last_line = self._wait_began = time.perf_counter()
         self._waited = 0.0
-        self._steps = self._slices = 0
+        self._steps = self._pairs = 0
         self._loss_sum = 0.0
 
     def _run_started(self, engine: Workflow) -> None:
         if self.measure_loader is not None and not self._loader_rate and engine.state.epoch_length > 1:
-            self._loader_rate = self.measure_loader(engine.data_loader).slices_per_second
-            logger.info("%s: the loader alone gives %.1f slices/s", self.label, self._loader_rate)
+            self._loader_rate = self.measure_loader(engine.data_loader).pairs_per_second
+            logger.info("%s: the loader alone gives %.1f pairs/s", self.label, self._loader_rate)
 
     def _epoch_started(self, engine: Workflow) -> None:
         self._clear()
@@ -80,7 +80,7 @@ class Progress:
 
     def _step_ended(self, engine: Workflow) -> None:
         self._steps += 1
-        self._slices += len(engine.state.output)
+        self._pairs += _pairs_of(engine.state.output)
         self._loss_sum += _loss_of(engine.state.output).get("loss", 0.0)
         now = time.perf_counter()
         if now - self._last_line >= self.interval:
@@ -102,9 +102,9 @@ class Progress:
         if isinstance(engine, SupervisedTrainer):
             parts.append(f"loss {self._loss_sum / max(self._steps, 1):.4f}")
             parts.append(f"lr {engine.optimizer.param_groups[0]['lr']:.2e}")
-        parts.append(f"{seconds:.2f} s/step, {self._slices / busy:.1f} slices/s")
+        parts.append(f"{seconds:.2f} s/step, {self._pairs / busy:.1f} pairs/s")
         if self._loader_rate:
-            parts.append(f"loader alone {self._loader_rate:.1f} slices/s")
+            parts.append(f"loader alone {self._loader_rate:.1f} pairs/s")
         parts.append(f"waiting for data {100 * self._waited / busy:.0f} %")
         if left_in_epoch:
             parts.append(f"epoch ends in {_clock(left_in_epoch * seconds)}")
@@ -118,6 +118,11 @@ def _loss_of(output: object) -> dict[str, float]:
     """The loss of MONAI's output, which is one dict a slice once the batch is split."""
     first = output[0] if isinstance(output, list) and output else output
     return {"loss": float(first["loss"])} if isinstance(first, dict) and "loss" in first else {}
+
+
+def _pairs_of(output: object) -> int:
+    """(slice, prompt) pairs of an iteration: MONAI's output is one dict a pair once the batch is split."""
+    return len(output["label"]) if isinstance(output, dict) else len(output) if isinstance(output, list) else 0
 
 
 def _clock(seconds: float) -> str:
