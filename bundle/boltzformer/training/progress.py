@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Ignite handler: loss, seconds a step, (slice, prompt) pairs a second, the share of time spent waiting, and the time left.
+    """Ignite handler: loss, seconds a step, (slice, prompt) pairs a second, time spent waiting, time left.
 
     On a terminal a bar moves; everywhere a line is logged each `interval` seconds and at the end of each
     epoch. Only the first process of a distributed run speaks.
