@@ -18,7 +18,6 @@ from boltzformer.networks.features import semantic_map_of
 from boltzformer.networks.noise import fresh_noise
 from boltzformer.networks.sampling import AttentionRule
 from boltzformer.networks.semantic_map import ExplicitSemanticMap, SemanticMap
-
 from tests.networks.reference import reference_decode
 
 GRIDS = ((32, 32), (64, 64), (128, 128))  # of a 1024 px slice

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice
+from boltzformer.networks.attention.rules import Full
 from boltzformer.networks.boltzformer import BoltzFormer
 from boltzformer.networks.image_encoder import ImageEncoder
 from boltzformer.networks.text_encoder import ClipTextEncoder
@@ -48,7 +49,7 @@ def test_without_an_object_there_is_no_share_of_it(traced):
 
 def test_full_attention_keeps_everything(traced):
     _, image, label, _ = traced
-    trace = trace_slice(make_network(attention_set="full"), image, "lung nodule", label)
+    trace = trace_slice(make_network(attention=Full()), image, "lung nodule", label)
     assert all(one.share_kept == 1 and one.object_share == 1 for one in trace.layers)
 
 

@@ -40,8 +40,8 @@ def test_prompts_share_the_image_encoding(network, image, logits):
     assert many.shape == (3, 3, 70, 50)
     assert all(torch.equal(many[i, i], logits[i, 0]) for i in range(3))
     features, text = network.encode_image(image), network.encode_text(PROMPTS)
-    assert torch.equal(network.decode(features, text), logits)
-    assert torch.equal(network.decode(features[1:2], text[1:2]), logits[1:2])
+    assert torch.equal(network.decode(features, text).logits, logits)
+    assert torch.equal(network.decode(features[1:2], text[1:2]).logits, logits[1:2])
 
 
 @torch.no_grad()
@@ -74,11 +74,13 @@ def test_global_random_state_is_neither_read_nor_changed_in_evaluation(network, 
 def test_training_draws_afresh_for_every_example(make_network):
     network = make_network().train()
     image = torch.rand(1, 1, 64, 64).expand(2, -1, -1, -1)
-    trace = []
     network.image_encoder.eval()
-    network.decode(network.encode_image(image), network.encode_text(["liver", "liver"]), trace=trace)
-    assert len(trace) == 9
-    assert any(not torch.equal(kept[0], kept[1]) for kept in trace)
+    text = network.encode_text(["liver", "liver"])
+    sets = network.decode(network.encode_image(image), text, keep_sets=True).layer_sets
+    assert len(sets) == 9
+    assert any(not torch.equal(kept[0], kept[1]) for kept in sets)
+    sets = network.decode(network.encode_image(image[:1]), text, keep_sets=True).layer_sets  # two prompts of a slice
+    assert any(not torch.equal(kept[0], kept[1]) for kept in sets)
 
 
 def test_every_parameter_learns(make_network):
@@ -90,13 +92,59 @@ def test_every_parameter_learns(make_network):
 
 
 @torch.no_grad()
-def test_trace_gives_the_sets_of_each_layer_and_changes_nothing(network, image, logits):
-    trace: list = []
-    features, text = network.encode_image(image[:1]), network.encode_text(PROMPTS[:1])
-    assert torch.equal(network.decode(features, text, trace=trace), logits[:1])
-    grids = network.attention_grids()
-    assert [kept.shape[-1] for kept in trace] == [h * w for h, w in grids] * 3
-    assert all(kept.dtype == torch.bool and kept.any(-1).all() for kept in trace)
+def test_sets_and_masks_of_the_layers_are_returned_and_change_nothing(network, image, logits):
+    features, text = network.encode_image(image), network.encode_text(PROMPTS)
+    decoded = network.decode(features, text, keep_masks=True, keep_sets=True)
+    assert torch.equal(decoded.logits, logits)
+    grids = network.attention_grids() * 3
+    assert [tuple(kept.shape) for kept in decoded.layer_sets] == [(3, 1, 4, h * w) for h, w in grids]
+    assert [tuple(masks.shape) for masks in decoded.layer_masks] == [(3, 4, *grid) for grid in grids]
+    assert all(kept.dtype == torch.bool and kept.any(-1).all() for kept in decoded.layer_sets)
+    assert decoded.queries.shape == (3, 4, 32)
+    assert decoded.query_masks.shape == (3, 4, 16, 16)
+    assert decoded.existence is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "settings", [{}, {"fold_semantic_map": False}, {"fold_semantic_map": True}, {"num_queries": 40}]
+)
+def test_plain_network_gives_the_same_masks(make_network, image, settings):
+    fast, plain = make_network(**settings).eval(), make_network(**settings, plain=True).eval()
+    assert torch.allclose(fast(image, PROMPTS), plain(image, PROMPTS), atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"fold_semantic_map": False}, {"plain": True}, {"existence": True}])
+def test_several_prompts_a_slice_are_as_the_slice_several_times(make_network, image, settings):
+    network = make_network(**settings, batch_invariant=False).eval()  # as in training, with a draw that repeats
+    two, pairs = image[:2], [*PROMPTS, *reversed(PROMPTS)]
+    shared, alone = network(two, pairs, everything=True), network(two.repeat_interleave(3, 0), pairs, everything=True)
+    assert shared.logits.shape == (6, 1, 70, 50)
+    assert torch.allclose(shared.logits, alone.logits, atol=1e-4)
+    weight = torch.randn_like(shared.logits)
+    parameters = [p for name, p in network.named_parameters() if "existence" not in name]
+    gradients = [
+        torch.autograd.grad((one.logits * weight).sum(), parameters, retain_graph=True)  # the backbone caches biases
+        for one in (shared, alone)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-3 * float(other.abs().max().clamp(min=1)))
+    if shared.existence is not None:
+        assert torch.allclose(shared.existence, alone.existence, atol=1e-4)
+
+
+def test_existence_head_scores_each_pair_and_disturbs_nothing(make_network, image):
+    network, without = make_network(existence=True).eval(), make_network().eval()
+    without.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("existence.")})
+    with torch.no_grad():
+        prediction = network.predict(image, PROMPTS)
+        assert prediction.existence.shape == (3, 3)
+        assert torch.equal(prediction.logits, without.segment(image, PROMPTS))
+        alone = network.predict(image[1:2], PROMPTS[2:])
+        assert torch.equal(alone.existence[0, 0], prediction.existence[1, 2])
+    network.train()(image, PROMPTS, everything=True).existence.sum().backward()
+    learned = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None}
+    assert learned == {"existence"}
 
 
 @torch.no_grad()
@@ -123,7 +171,7 @@ def test_oblong_working_size(make_network):
     [
         (["", "a", "b"], "empty"),
         ([3, "a", "b"], "must be text"),
-        (["a"], "one prompt for each slice"),
+        (["a"], "as many prompts for each slice"),
         ([], "non-empty"),
     ],
 )
@@ -141,11 +189,11 @@ def test_bad_images_and_sizes(network, make_network):
         make_network(image_size=100)
 
 
-@pytest.mark.parametrize("gather", [0.0, 1.1], ids=["dense", "gather"])
-def test_bfloat16_autocast_agrees_with_float32(make_network, image, gather):
-    network = make_network().eval()
+@pytest.mark.parametrize("form", ["dense", "auto", "plain"])
+def test_bfloat16_autocast_agrees_with_float32(make_network, image, form):
+    network = make_network(existence=True).eval()
     for block in network.decoder.blocks:
-        block.cross_attention.gather_density = gather
+        block.cross_attention.form = form
     with torch.no_grad():
         exact = network(image, PROMPTS)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -157,35 +205,6 @@ def test_bfloat16_autocast_agrees_with_float32(make_network, image, gather):
         loss = network(image, PROMPTS).square().mean()
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
-
-
-def gradients_of_scales(network, features, text):
-    torch.manual_seed(5)
-    for scale in features.scales:
-        scale.maps.requires_grad_()
-        scale.maps.grad = None
-    network.decode(features, text, seed=0).square().sum().backward()
-    return [scale.maps.grad.clone() for scale in features.scales]
-
-
-def test_decoding_without_gradient_leaves_nothing_behind_for_decoding_with_it(make_network, image):
-    network = make_network().eval()
-    network.requires_grad_(False)
-
-    def encoded():
-        with torch.no_grad():
-            return network.encode_image(image[:1]), network.encode_text(PROMPTS[:1])
-
-    features, text = encoded()
-    cold = gradients_of_scales(network, features, text)
-    features, text = encoded()
-    with torch.no_grad():
-        network.decode(features, text)
-    warm = gradients_of_scales(network, features, text)
-    again = gradients_of_scales(network, features, text)  # a second graph over the same encoding
-    for one, two, three in zip(cold, warm, again, strict=True):
-        assert torch.allclose(one, two, atol=1e-5)
-        assert torch.allclose(one, three, atol=1e-5)
 
 
 def test_training_after_inference_mode(make_network):
@@ -211,6 +230,7 @@ def test_counts_must_match(network, image):
         network.decode(features, text)
     with pytest.raises(InputError, match="2 slices came with 1 prompts"):
         network.decode(features, text[:1])
+    assert network.decode(features, text[:2]).logits.shape == (2, 1, 70, 50)
 
 
 @torch.no_grad()
@@ -220,18 +240,15 @@ def test_prompts_of_a_slice_share_its_rows_and_resized_maps(make_network, image,
     original = semantic_map._resize
     monkeypatch.setattr(semantic_map, "_resize", lambda *arguments: resized.append(1) or original(*arguments))
     one, text = network.encode_image(image[:1]), network.encode_text(PROMPTS)
-    many = one.expand(3)
-    masks = network.decode(many, text)
+    masks = network.decode(one, text).logits
     assert len(resized) == 3  # one for each scale, not for each prompt
-    assert len({scale.rows.data_ptr() for scale in (many.scales[0], many[1:2].scales[0], one.scales[0])}) == 1
-    assert torch.equal(masks[2:], network.decode(one, text[2:]))
+    assert torch.equal(masks[2:], network.decode(one, text[2:]).logits)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"num_heads": 5}, "num_heads"),
-        ({"sample_ratio": 2}, "sample_ratio"),
         ({"image_size": [64, 64, 64]}, "height and width"),
     ],
 )

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from boltzformer.networks import positions
+from boltzformer.networks.attention import layer
+from boltzformer.networks.attention.dense import attend_dense
+from boltzformer.networks.attention.rules import Boltzmann, Threshold
 from boltzformer.networks.boltzformer import BoltzFormer
-from boltzformer.networks.boltzmann_attention import BoltzmannAttention
 from boltzformer.networks.text_encoder import TextFeatures
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.func import functional_call
@@ -39,7 +41,7 @@ def run_on_fake_cuda(network: BoltzFormer) -> tuple[torch.Tensor, list[str]]:
     positions._cache.clear()
     with torch.no_grad():
         text = network.encode_text(["lung nodule in chest CT", "liver"])  # token counts are known on the host
-        noise = network._draw(2, network.attention_grids(), torch.device("cpu"), network.seed) or []
+        noise = network._draw(2, torch.device("cpu"), network.seed) or []
     with FakeTensorMode() as mode:
 
         def moved(x: torch.Tensor) -> torch.Tensor:
@@ -58,7 +60,14 @@ def run_on_fake_cuda(network: BoltzFormer) -> tuple[torch.Tensor, list[str]]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"attention_set": "threshold"}, {"heads_share_set": False}, {"batch_invariant": False}, {"num_queries": 40}],
+    [
+        {},
+        {"attention": Threshold()},
+        {"attention": Boltzmann(heads_share_set=False)},
+        {"batch_invariant": False},
+        {"num_queries": 40},
+        {"existence": True},
+    ],
 )
 def test_inference_never_waits_for_the_device(make_network, settings):
     with torch.no_grad():
@@ -76,10 +85,11 @@ def test_forward_pass_of_training_never_waits_for_the_device(make_network):
 
 @torch.no_grad()
 def test_waiting_is_noticed(make_network, monkeypatch):
-    def ask(self, q, kept):
-        return kept.count_nonzero().item() < 100
+    def ask(form, queries, patches, kept):
+        assert kept.count_nonzero().item() < 100
+        return attend_dense
 
-    monkeypatch.setattr(BoltzmannAttention, "_gather_pays", ask)
+    monkeypatch.setattr(layer, "form_for", ask)
     with pytest.raises(DataDependentOutputException):
         run_on_fake_cuda(make_network().eval())
     with FakeTensorMode(), CopiesThatWait() as copies:

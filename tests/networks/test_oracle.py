@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from boltzformer.networks.attention.patches import Patches
+from boltzformer.networks.attention.rules import Boltzmann
 from boltzformer.networks.authors_checkpoint import (
     convert_checkpoint,
     convert_decoder,
     convert_pigma,
     convert_pixel_decoder,
 )
-from boltzformer.networks.boltzmann_attention import PatchFeatures
 from boltzformer.networks.decoder import BoltzFormerDecoder
 from boltzformer.networks.pigma import PiGMA
 from boltzformer.networks.pixel_decoder import PixelDecoder
-from boltzformer.networks.semantic_map import ExplicitSemanticMap
+from boltzformer.networks.semantic_map import ExplicitSemanticMap, PlainSemanticMap
 from safetensors.torch import load_file
 
 
@@ -31,26 +32,31 @@ def decoder_tensors(shared_dir):
     return load_file(shared_dir / "oracle" / "decoder.safetensors")
 
 
-@pytest.mark.parametrize("gather_density", [0.0, 1.1], ids=["dense", "gathered"])
+@pytest.mark.parametrize("form", ["plain", "dense", "gathered", "kernel"])
 @torch.no_grad()
-def test_decoder_gives_the_authors_sets_and_masks(decoder_tensors, gather_density):
-    decoder = BoltzFormerDecoder(dim=32, num_queries=5, num_heads=4, feedforward_dim=64, heads_share_set=False).eval()
+def test_decoder_gives_the_authors_sets_and_masks(decoder_tensors, form):
+    rule = Boltzmann(heads_share_set=False)
+    decoder = BoltzFormerDecoder(dim=32, num_queries=5, num_heads=4, feedforward_dim=64, attention=rule, form=form)
+    decoder = decoder.eval()
     decoder.load_state_dict(convert_decoder(below(decoder_tensors, "weight.")))
-    for block in decoder.blocks:
-        block.cross_attention.gather_density = gather_density
-    scales = [PatchFeatures(decoder_tensors[f"input.feature_{i}"]) for i in range(3)]
-    semantic_map = ExplicitSemanticMap(decoder_tensors["input.semantic_map"])
+    scales = [Patches.of(decoder_tensors[f"input.feature_{i}"]) for i in range(3)]
+    maps = decoder_tensors["input.semantic_map"]
+    if form == "plain":
+        semantic_map = PlainSemanticMap(maps, {})
+    else:
+        resize = torch.nn.functional.interpolate
+        at_grid = {s.size: resize(maps, size=s.size, mode="bilinear", align_corners=False) for s in scales}
+        semantic_map = ExplicitSemanticMap(maps, at_grid)
     text = decoder_tensors["input.text_tokens"].transpose(0, 1)
     noise = [-decoder_tensors[f"noise.{i}"].unflatten(0, (2, 4)).log() for i in range(9)]
-    sets: list[torch.Tensor | None] = []
-    mu = decoder(scales, semantic_map, text, None, noise, trace=sets)
-    for layer, kept in enumerate(sets):
+    result = decoder(scales, semantic_map, text, None, noise, keep_sets=True)
+    for layer, kept in enumerate(result.layer_sets):
         expected = ~decoder_tensors[f"expected.masked_out.{layer}"].unflatten(0, (2, 4)).bool()
         empty = ~expected.any(-1)  # recorded before the rule that an empty set means every patch
         assert torch.equal(kept[~empty], expected[~empty]), f"layer {layer}"
         assert kept[empty].all()
         assert 0 < expected.float().mean() < 1
-    assert relative_error(semantic_map.mask_logits(mu), decoder_tensors["expected.query_masks"]) < 1e-4
+    assert relative_error(semantic_map.mask_logits(result.mu), decoder_tensors["expected.query_masks"]) < 1e-4
 
 
 @torch.no_grad()
@@ -72,11 +78,7 @@ def test_pigma_gives_the_authors_mask(shared_dir):
     tensors = load_file(shared_dir / "oracle" / "pigma.safetensors")
     pigma = PiGMA(num_queries=3)
     pigma.load_state_dict(below(convert_pigma(below(tensors, "weight.")), "pigma."))
-
-    def resized(size):
-        return torch.nn.functional.interpolate(tensors["input.image"], size=size, mode="bilinear", align_corners=False)
-
-    logits = pigma(tensors["input.query_masks"], resized((256, 256)), resized((512, 512)))
+    logits = pigma(tensors["input.query_masks"], pigma.image_share(tensors["input.image"], (256, 256)))
     assert relative_error(logits[:, :, ::8, ::8], tensors["expected.logits_every_8th"]) < 1e-4
     mean_std = torch.stack((logits.mean(), logits.std()))
     assert torch.allclose(mean_std, tensors["expected.logits_mean_std"], atol=1e-4)

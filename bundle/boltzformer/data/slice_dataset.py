@@ -198,7 +198,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     def _draw_wordings(self, number: int, values: Sequence[int], rng: np.random.Generator) -> list[str]:
         """A wording for each label value; in training at random, and another one where a value comes again."""
-        texts = []
+        texts: list[str] = []
         for place, value in enumerate(values):
             wordings = self._wordings[number][value]
             if self.training:

@@ -59,13 +59,12 @@ class SeededDecodings(nn.Module):
         """
         first = self.network.seed if seed is None else seed
         features = self.network.encode_image(image)
-        count = len(text)
         slices = []
         for b in range(len(features)):
-            one = features[b : b + 1].expand(count)
+            one = features[b : b + 1]
             total = torch.zeros((), device=image.device)
             for k in range(self.decodings):
-                total = total + self.network.decode(one, text, seed=first + k).float().sigmoid()
+                total = total + self.network.decode(one, text, seed=first + k).logits.sigmoid()
             slices.append((total / self.decodings).transpose(0, 1))
         return torch.logit(torch.cat(slices)).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 

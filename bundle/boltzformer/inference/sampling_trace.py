@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from boltzformer.networks.attention.rules import Boltzmann, temperature
 from boltzformer.networks.boltzformer import BoltzFormer
-from boltzformer.networks.sampling import temperature
 
 
 @dataclass
@@ -22,7 +22,7 @@ class LayerTrace:
 
     Attributes:
         layer: l, from 0.
-        temperature: tau_l.
+        temperature: tau_l; None where the rule has none.
         kept: True where a query's set holds a patch, (sets, m, h, w).
         share_kept: share of all (query, patch) pairs that are kept.
         object_share: share of the object's (query, patch) pairs that are kept; None without a label or object. Above
@@ -30,7 +30,7 @@ class LayerTrace:
     """
 
     layer: int
-    temperature: float
+    temperature: float | None
     kept: np.ndarray
     share_kept: float
     object_share: float | None
@@ -89,22 +89,22 @@ def trace_slice(network: BoltzFormer, image: Tensor, prompt: str, label: Tensor 
     """
     device = next(network.parameters()).device
     features, text = network.encode_image(image[None].to(device)), network.encode_text([prompt])
-    trace: list[Tensor | None] = []
-    logits = network.decode(features, text, trace=trace)
+    decoded = network.decode(features, text, keep_sets=True)
+    assert decoded.layer_sets is not None
     grids, decoder = network.attention_grids(), network.decoder
     layers = []
-    for layer, kept in enumerate(trace):
+    for layer, kept in enumerate(decoded.layer_sets):
         grid = grids[layer % decoder.num_scales]
         sets = (
             torch.ones(1, decoder.num_queries, *grid, dtype=torch.bool) if kept is None else kept[0].unflatten(-1, grid)
         )
         sets = sets.cpu()
-        tau = temperature(decoder.base_temperature, layer)
+        tau = temperature(decoder.rule.base_temperature, layer) if isinstance(decoder.rule, Boltzmann) else None
         layers.append(LayerTrace(layer, tau, sets.numpy(), float(sets.float().mean()), _object_share(sets, label)))
     return SliceTrace(
         image[image.shape[0] // 2].cpu().numpy(),
         None if label is None else label[0].cpu().numpy() > 0,
-        logits.sigmoid()[0, 0].cpu().numpy(),
+        decoded.logits.sigmoid()[0, 0].cpu().numpy(),
         prompt,
         layers,
     )

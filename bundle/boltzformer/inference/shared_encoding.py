@@ -40,5 +40,5 @@ class SharedEncodingInferer(Inferer):
         parts = []
         for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
             prompts = network.encode_text(list(text[start:end]))
-            parts.append(network.decode(features[index : index + 1].expand(end - start), prompts))
+            parts.append(network.decode(features[index : index + 1], prompts).logits)
         return torch.cat(parts)

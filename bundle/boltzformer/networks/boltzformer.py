@@ -1,9 +1,10 @@
-"""The whole network: a slice and a prompt in, mask logits out."""
+"""The whole network: a slice and prompts in, mask logits out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,17 +12,67 @@ from torch import Tensor, nn
 
 from boltzformer.errors import InputError
 
-from .boltzmann_attention import PatchFeatures
-from .decoder import BoltzFormerDecoder, check_settings
+from .attention.layer import Form
+from .attention.patches import Patches
+from .attention.rules import AttentionRule
+from .decoder import BoltzFormerDecoder, check_width
 from .definition import remember_definition
-from .features import ImageFeatures, semantic_map_of
+from .existence import ExistenceHead
+from .features import ImageFeatures
 from .image_encoder import ImageEncoder
 from .noise import Noise, SeededNoise, fresh_noise
 from .pigma import PiGMA, mean_mask
 from .pixel_decoder import PixelDecoder
-from .sampling import AttentionRule
-from .semantic_map import EXPECTED_PROMPTS, foldable, folding_pays
+from .semantic_map import EXPECTED_PROMPTS, MapForm, foldable, folding_pays, semantic_map_of
 from .text_encoder import TextEncoder, TextFeatures
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What B prompts found.
+
+    Attributes:
+        logits: of the mask, (B, 1, H, W), float32.
+        existence: logit that the object is in the slice, (B,), float32; None without an existence head.
+        queries: query embeddings after the last layer, (B, m, d).
+        query_masks: the queries' own mask logits, (B, m, h, w) at the semantic map.
+        layer_masks: see :class:`.decoder.DecoderResult`; None unless asked for.
+        layer_sets: likewise.
+    """
+
+    logits: Tensor
+    existence: Tensor | None
+    queries: Tensor
+    query_masks: Tensor
+    layer_masks: tuple[Tensor, ...] | None = None
+    layer_sets: tuple[Tensor | None, ...] | None = None
+
+    @staticmethod
+    def concatenate(parts: Sequence[Decoded]) -> Decoded:
+        """Join what was decoded one by one."""
+        if len(parts) == 1:
+            return parts[0]
+        return Decoded(
+            torch.cat([part.logits for part in parts]),
+            _cat_all([part.existence for part in parts]),
+            torch.cat([part.queries for part in parts]),
+            torch.cat([part.query_masks for part in parts]),
+            _cat_layers([part.layer_masks for part in parts]),  # type: ignore[arg-type]
+            _cat_layers([part.layer_sets for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """P prompts on B slices.
+
+    Attributes:
+        logits: of the masks, (B, P, H, W), float32.
+        existence: logits that the objects are there, (B, P), float32; None without an existence head.
+    """
+
+    logits: Tensor
+    existence: Tensor | None
 
 
 @remember_definition
@@ -42,15 +93,19 @@ class BoltzFormer(nn.Module):
         num_heads: H.
         feedforward_dim: width of feed-forward layers, in the pixel decoder and the decoder.
         encoder_layers: transformer layers of the pixel decoder.
-        sample_ratio: N / N_v, see :class:`BoltzFormerDecoder`; likewise ``base_temperature``, ``attention_set``,
-            ``threshold``, ``heads_share_set`` and ``text_conditioned_prior``.
+        attention: which patches a query attends to: :class:`Boltzmann` (None, with the paper's numbers),
+            :class:`Threshold`, :class:`Full` or a rule of one's own.
+        text_conditioned_prior: condition the first queries on the text (eq. 4).
         use_pigma: False averages the queries' masks only (the paper's ablation).
         pigma_channels: c, channels inside PiGMA.
+        existence: add a head that says whether the object is in the slice (not in the paper).
         default_prompt: what ``text=None`` means.
         seed: of the draw in evaluation.
-        batch_invariant: compute examples one by one in evaluation; False is faster on a GPU and equal up to rounding.
-        fold_semantic_map: fold the last convolution into the queries; None decides from the sizes, on the CPU, for one
-            prompt a slice in training and a few in evaluation.
+        batch_invariant: compute examples one by one in evaluation. False is faster on a GPU; its logits differ by
+            rounding, and where that changes a draw, by more.
+        fold_semantic_map: fold the last convolution into the queries; None decides from the sizes, on the CPU, by the
+            prompts of a slice in training and for a few in evaluation.
+        plain: compute attention and semantic map in their plain forms, to read and to compare with.
 
     Raises:
         InputError: ``image_size`` is no multiple of 32, or a setting is out of its range.
@@ -67,24 +122,22 @@ class BoltzFormer(nn.Module):
         num_heads: int = 8,
         feedforward_dim: int = 2048,
         encoder_layers: int = 6,
-        sample_ratio: float = 0.1,
-        base_temperature: float = 1.0,
-        attention_set: AttentionRule = "boltzmann",
-        threshold: float = 0.5,
-        heads_share_set: bool = True,
+        attention: AttentionRule | None = None,
         text_conditioned_prior: bool = True,
         use_pigma: bool = True,
         pigma_channels: int = 10,
+        existence: bool = False,
         default_prompt: str = "lesion",
         seed: int = 0,
         batch_invariant: bool = True,
         fold_semantic_map: bool | None = None,
+        plain: bool = False,
     ) -> None:
         super().__init__()
         self.image_size = _check_image_size(image_size)
-        check_settings(dim, num_heads, sample_ratio, base_temperature, attention_set)
+        check_width(dim, num_heads)
         self.default_prompt, self.seed = default_prompt, seed
-        self.batch_invariant, self.fold_semantic_map = batch_invariant, fold_semantic_map
+        self.batch_invariant, self.fold_semantic_map, self.plain = batch_invariant, fold_semantic_map, plain
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.text_projection = nn.Linear(text_encoder.width, dim)
@@ -97,82 +150,84 @@ class BoltzFormer(nn.Module):
             norm_groups=math.gcd(32, dim),
         )
         self.mask_features = nn.Conv2d(dim, dim, kernel_size=3, padding=1)
+        form: Form = "plain" if plain else "auto"
         self.decoder = BoltzFormerDecoder(
             dim,
             num_queries,
             num_layers,
             num_heads,
             feedforward_dim,
-            sample_ratio=sample_ratio,
-            base_temperature=base_temperature,
-            attention_set=attention_set,
-            threshold=threshold,
-            heads_share_set=heads_share_set,
+            attention=attention,
             text_conditioned_prior=text_conditioned_prior,
+            form=form,
         )
         self.pigma = PiGMA(num_queries, pigma_channels) if use_pigma else None
+        self.existence = ExistenceHead(dim, num_heads) if existence else None
         self._seeded_noise = SeededNoise()
 
-    def forward(self, image: Tensor, text: Sequence[str] | TextFeatures | None = None) -> Tensor:
-        """Segment one object in each slice.
+    def forward(
+        self, image: Tensor, text: Sequence[str] | TextFeatures | None = None, everything: bool = False
+    ) -> Tensor | Decoded:
+        """Segment K objects in each slice.
 
         Args:
-            image: (B, C, H, W) in [0, 1], C = 1 or 3 (three neighbouring slices), any H and W.
-            text: B prompts, or their encoding from :meth:`encode_text`; None takes the default prompt.
+            image: (S, C, H, W) in [0, 1], C = 1 or 3 (three neighbouring slices), any H and W.
+            text: S·K prompts, a slice's side by side, or their encoding from :meth:`encode_text`; None takes the
+                default prompt.
+            everything: return all that a loss may ask for, with the layers' masks.
 
         Returns:
-            Mask logits, (B, 1, H, W), float32.
+            Mask logits, (S·K, 1, H, W), float32; or with ``everything`` a :class:`Decoded`.
 
         Raises:
-            InputError: a prompt is empty or not text, or the image's shape does not fit.
+            InputError: a prompt is empty or not text, their number is no multiple of the slices', or the image's shape
+                does not fit.
         """
         if text is None:
             text = [self.default_prompt] * image.shape[0]
         if not isinstance(text, TextFeatures):
             text = self.encode_text(text)
-        features, count = self.encode_image(image), len(text) // image.shape[0]
-        if count == 1:
-            return self.decode(features, text)
-        parts = [
-            self.decode(features[s : s + 1].expand(count), text[s * count : (s + 1) * count]) for s in range(len(image))
-        ]
-        return torch.cat(parts)
+        features = self.encode_image(image, max(1, len(text) // max(1, image.shape[0])))
+        decoded = self.decode(features, text, keep_masks=everything)
+        return decoded if everything else decoded.logits
 
-    def segment(self, image: Tensor, prompts: Sequence[str] | TextFeatures, seed: int | None = None) -> Tensor:
+    def predict(self, image: Tensor, prompts: Sequence[str] | TextFeatures, seed: int | None = None) -> Prediction:
         """Segment P objects in every slice; each slice and each prompt is encoded once.
 
         Args:
             image: (B, C, H, W) as in :meth:`forward`.
             prompts: P prompts or their encoding.
             seed: of the draw, instead of the network's.
-
-        Returns:
-            Mask logits, (B, P, H, W), float32.
         """
         text = prompts if isinstance(prompts, TextFeatures) else self.encode_text(prompts)
         features = self.encode_image(image)
-        count = len(text)
-        slices = []
-        for b in range(len(features)):
-            one = features[b : b + 1]
-            if self._one_by_one():
-                masks = [self.decode(one, text[p : p + 1], seed=seed) for p in range(count)]
-            else:
-                masks = [self.decode(one.expand(count), text, seed=seed)]
-            slices.append(torch.cat(masks).transpose(0, 1))
-        return torch.cat(slices)
+        found = [self.decode(features[b : b + 1], text, seed=seed) for b in range(len(features))]
+        logits = torch.cat([one.logits.transpose(0, 1) for one in found])
+        existence = _cat_all([None if one.existence is None else one.existence[None] for one in found])
+        return Prediction(logits, existence)
+
+    def segment(self, image: Tensor, prompts: Sequence[str] | TextFeatures, seed: int | None = None) -> Tensor:
+        """The mask logits of :meth:`predict`, (B, P, H, W), float32."""
+        return self.predict(image, prompts, seed).logits
 
     def encode_text(self, prompts: Sequence[str]) -> TextFeatures:
         """Token embeddings of prompts, (P, N_T, width), with their padding mask."""
         return self.text_encoder(prompts)
 
-    def encode_image(self, image: Tensor) -> ImageFeatures:
-        """Encode slices, (B, C, H, W) in [0, 1], for any number of prompts."""
+    def encode_image(self, image: Tensor, prompts: int = 1) -> ImageFeatures:
+        """Encode slices, (S, C, H, W) in [0, 1], for any number of prompts.
+
+        Args:
+            image: the slices.
+            prompts: of a slice, in training, to choose the faster of two ways. In evaluation it has no effect: a mask
+                does not depend on how many others are asked for.
+        """
         if image.dim() != 4 or image.shape[1] not in (1, 3):
             raise InputError(f"An image batch must be (B, 1 or 3, H, W), not {tuple(image.shape)}.")
+        prompts = prompts if self.training else EXPECTED_PROMPTS
         if self._one_by_one() and image.shape[0] > 1:
-            return ImageFeatures.concatenate([self._encode(one) for one in image.split(1)])
-        return self._encode(image)
+            return ImageFeatures.concatenate([self._encode(one, prompts) for one in image.split(1)])
+        return self._encode(image, prompts)
 
     def decode(
         self,
@@ -181,36 +236,38 @@ class BoltzFormer(nn.Module):
         size: tuple[int, int] | None = None,
         noise: Noise | None = None,
         seed: int | None = None,
-        trace: list[Tensor | None] | None = None,
-    ) -> Tensor:
-        """Find the object of prompt i in slice i.
+        keep_masks: bool = False,
+        keep_sets: bool = False,
+    ) -> Decoded:
+        """Find the objects of B prompts in S slices, B / S prompts for each slice, side by side.
 
         Args:
-            features: B encoded slices.
+            features: S encoded slices.
             text: B encoded prompts.
             size: height and width of the result; None for the input's.
             noise: the draw's noise for each layer, (1 or B, sets a query, m, patches); None draws it.
             seed: of the draw in evaluation, instead of the network's.
-            trace: if given, the attention sets of each layer are appended: bool (B, sets a query, m, patches) at the
-                grids of :meth:`attention_grids`, or None where every patch is attended to. Batches in evaluation are
-                traced as one.
-
-        Returns:
-            Mask logits, (B, 1, *size), float32.
+            keep_masks: return the layers' masks too.
+            keep_sets: return the attention sets too, at the grids of :meth:`attention_grids`.
         """
-        if len(features) != len(text):
-            raise InputError(f"{len(features)} slices came with {len(text)} prompts; give one prompt for each slice.")
+        slices, prompts = len(features), len(text)
+        if prompts % slices:
+            raise InputError(f"{slices} slices came with {prompts} prompts; give as many prompts for each slice.")
         size = size or features.input_size
-        if trace is None and self._one_by_one() and len(features) > 1:
-            parts = range(len(features))
-            rows = [self.decode(features[b : b + 1], text[b : b + 1], size, _rows(noise, b), seed) for b in parts]
-            return torch.cat(rows)
+        keep = (keep_masks, keep_sets)
+        if self._one_by_one() and prompts > 1:
+            parts = []
+            for b in range(prompts):
+                s = b * slices // prompts
+                parts.append(self.decode(features[s : s + 1], text[b : b + 1], size, _rows(noise, b), seed, *keep))
+            return Decoded.concatenate(parts)
         if noise is None:
-            noise = self._draw(len(features), self.attention_grids(), features.image_at_map.device, seed)
+            noise = self._draw(prompts, features.semantic_map.maps.device, seed)
         text = text[:]  # without padding that no prompt of this batch needs
         padded = len(set(text.lengths)) > 1
-        logits = self.core(features, text.tokens, text.mask if padded else None, noise, trace)
-        return F.interpolate(logits.float(), size=size, mode="bilinear", align_corners=False)
+        decoded = self.core(features, text.tokens, text.mask if padded else None, noise, *keep)
+        logits = F.interpolate(decoded.logits.float(), size=size, mode="bilinear", align_corners=False)
+        return replace(decoded, logits=logits)
 
     def core(
         self,
@@ -218,22 +275,27 @@ class BoltzFormer(nn.Module):
         tokens: Tensor,
         token_mask: Tensor | None,
         noise: Noise | None,
-        trace: list[Tensor | None] | None = None,
-    ) -> Tensor:
-        """Decoder and PiGMA on tensors alone: logits (B, 1, H/2, W/2) of the working size."""
-        mu = self.decoder(
-            features.scales, features.semantic_map, self.text_projection(tokens), token_mask, noise, trace
-        )
-        masks = features.semantic_map.mask_logits(mu)
-        if self.pigma is None:
-            return mean_mask(masks, features.image_at_double.shape[-2:])
-        return self.pigma(masks, features.image_at_map.to(masks.dtype), features.image_at_double.to(masks.dtype))
+        keep_masks: bool = False,
+        keep_sets: bool = False,
+    ) -> Decoded:
+        """Decoder, PiGMA and existence head on tensors alone; logits (B, 1, H/2, W/2) of the working size."""
+        text = self.text_projection(tokens)
+        result = self.decoder(features.scales, features.semantic_map, text, token_mask, noise, keep_masks, keep_sets)
+        masks = features.semantic_map.mask_logits(result.mu)
+        if self.pigma is None or features.from_image is None:
+            logits = mean_mask(masks, (2 * masks.shape[-2], 2 * masks.shape[-1]))
+        else:
+            logits = self.pigma(masks, features.from_image.to(masks.dtype))
+        existence = None
+        if self.existence is not None:
+            existence = self.existence(result.queries, text, token_mask, features.scales[:2], logits)
+        return Decoded(logits, existence, result.queries, masks, result.layer_masks, result.layer_sets)
 
     def attention_grids(self) -> list[tuple[int, int]]:
         """(height, width) of the three patch grids, coarse to fine."""
         return [(self.image_size[0] // s, self.image_size[1] // s) for s in (32, 16, 8)]
 
-    def _encode(self, image: Tensor) -> ImageFeatures:
+    def _encode(self, image: Tensor, prompts: int) -> ImageFeatures:
         input_size = (int(image.shape[-2]), int(image.shape[-1]))
         image = image.float()
         if input_size != self.image_size:
@@ -242,30 +304,29 @@ class BoltzFormer(nn.Module):
         image = image.to(self.image_encoder.mean.dtype).expand(-1, 3, -1, -1)
         image = self.image_encoder.normalise(image)
         scales, finest = self.pixel_decoder(self.image_encoder(image))
-        semantic_map = semantic_map_of(finest, self.mask_features, self._folds(finest))
+        form = self._map_form(finest, prompts)
+        semantic_map = semantic_map_of(finest, self.mask_features, self.attention_grids(), form)
         map_size = (int(finest.shape[-2]), int(finest.shape[-1]))
-        double = (map_size[0] * 2, map_size[1] * 2)
-        at_map = F.interpolate(image, size=map_size, mode="bilinear", align_corners=False)
-        at_double = F.interpolate(image, size=double, mode="bilinear", align_corners=False)
-        return ImageFeatures([PatchFeatures(v) for v in scales], semantic_map, at_map, at_double, input_size)
+        from_image = None if self.pigma is None else self.pigma.image_share(image, map_size)
+        return ImageFeatures(tuple(Patches.of(v) for v in scales), semantic_map, from_image, input_size)
 
-    def _folds(self, finest: Tensor) -> bool:
+    def _map_form(self, finest: Tensor, prompts: int) -> MapForm:
+        if self.plain:
+            return "plain"
         if not all(foldable(finest.shape[-2:], grid) for grid in self.attention_grids()):
-            return False
+            return "explicit"
         if self.fold_semantic_map is not None:
-            return self.fold_semantic_map
+            return "folded" if self.fold_semantic_map else "explicit"
         pixels = finest.shape[-1] * finest.shape[-2]
         patches = sum(self.decoder.patches_per_layer(self.attention_grids()))
-        # not the true number of prompts: a prompt's mask must not depend on how many others are asked for
-        prompts = 1 if self.training else EXPECTED_PROMPTS
         pays = folding_pays(self.decoder.num_queries, finest.shape[1], pixels, patches, prompts)
-        return pays and finest.device.type == "cpu"
+        return "folded" if pays and finest.device.type == "cpu" else "explicit"
 
-    def _draw(self, batch: int, grids: list[tuple[int, int]], device: torch.device, seed: int | None) -> Noise | None:
+    def _draw(self, batch: int, device: torch.device, seed: int | None) -> Noise | None:
         """Noise of each layer: fresh for every example in training, seeded and shared otherwise."""
-        if self.decoder.rule != "boltzmann":
+        if not self.decoder.rule.needs_noise:
             return None
-        patches = self.decoder.patches_per_layer(grids)
+        patches = self.decoder.patches_per_layer(self.attention_grids())
         sets, queries = self.decoder.sets_per_query, self.decoder.num_queries
         if self.training and seed is None:
             return fresh_noise(batch, sets, queries, patches, device)
@@ -273,6 +334,18 @@ class BoltzFormer(nn.Module):
 
     def _one_by_one(self) -> bool:
         return self.batch_invariant and not self.training
+
+
+def _cat_all(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """All of them joined, or None where there are none."""
+    found = [part for part in parts if part is not None]
+    return torch.cat(found) if found else None
+
+
+def _cat_layers(parts: Sequence[tuple[Tensor | None, ...] | None]) -> tuple[Tensor | None, ...] | None:
+    """The same layer of every part joined, for each layer."""
+    layers = [part for part in parts if part is not None]
+    return tuple(_cat_all(same) for same in zip(*layers, strict=True)) if layers else None
 
 
 def _rows(noise: Noise | None, index: int) -> Noise | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -10,39 +11,99 @@ from torch import Tensor, nn
 
 from boltzformer.errors import InputError
 
-from .boltzmann_attention import BoltzmannAttention, PatchFeatures
+from .attention.layer import BoltzmannAttention, Form
+from .attention.patches import Patches
+from .attention.rules import AttentionRule, Boltzmann
 from .noise import Noise
-from .sampling import AttentionRule, attention_set, temperature
 from .semantic_map import SemanticMap
 from .transformer import FeedForward, QueryTextAttention
 
 
-class DecoderBlock(nn.Module):
-    """One block: cross-attention over the sets, self-attention with the text, feed-forward on the queries (eq. 6)."""
+@dataclass(frozen=True)
+class TokenContext:
+    """What self-attention among queries and text needs besides the tokens, the same in every block.
 
-    def __init__(self, dim: int, num_heads: int, feedforward_dim: int) -> None:
+    Attributes:
+        position: of queries and text, (B, m + N_T, d); the text's is its own first value.
+        ignored: True at padding, (B, m + N_T); None if there is none.
+    """
+
+    position: Tensor
+    ignored: Tensor | None
+
+
+@dataclass(frozen=True)
+class DecoderResult:
+    """What the layers leave for B prompts.
+
+    Attributes:
+        queries: after the last layer and the decoder's norm, (B, m, d).
+        mu: mask embeddings MLP(q) of those, (B, m, d).
+        layer_masks: each layer's mask logits at its patch grid, before the layer, (B, m, h, w); None unless asked for.
+        layer_sets: each layer's attention sets, bool (1 or B, sets a query, m, patches), or None in their place where
+            every patch is attended to; None unless asked for.
+    """
+
+    queries: Tensor
+    mu: Tensor
+    layer_masks: tuple[Tensor, ...] | None
+    layer_sets: tuple[Tensor | None, ...] | None
+
+
+class DecoderBlock(nn.Module):
+    """One block (eq. 6)."""
+
+    def __init__(self, dim: int, num_heads: int, feedforward_dim: int, form: Form = "auto") -> None:
         super().__init__()
-        self.cross_attention = BoltzmannAttention(dim, num_heads)
+        self.cross_attention = BoltzmannAttention(dim, num_heads, form)
         self.self_attention = QueryTextAttention(dim, num_heads)
         self.feedforward = FeedForward(dim, feedforward_dim)
+
+    def forward(
+        self,
+        queries: Tensor,
+        text: Tensor,
+        context: TokenContext,
+        patches: Patches,
+        level: Tensor,
+        query_position: Tensor,
+        kept: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Patches]:
+        """Queries attend to their sets, then Q = FFN(LayerNorm([Q, T] + SelfAttn[Q, T])); the text goes on as [.]_T.
+
+        Args:
+            queries: (B, m, d).
+            text: (B, N_T, d).
+            context: positions and padding of both.
+            patches: V of the layer's scale.
+            level: the scale's embedding, (d,).
+            query_position: (m, d).
+            kept: the sets, see :class:`BoltzmannAttention`.
+
+        Returns:
+            Queries, text, and the patches for the next layer of the scale.
+        """
+        queries, patches = self.cross_attention(queries, query_position, patches, level, kept)
+        queries, text = self.self_attention.mix(queries, text, context.position, context.ignored)
+        return self.feedforward(queries), text, patches
 
 
 class BoltzFormerDecoder(nn.Module):
     """Queries find an object by attending to patches drawn from an ever colder Boltzmann distribution.
 
     Args:
-        dim: d, width of queries, text and patches.
+        dim: d, width of queries, text and patches; a multiple of 4 and of ``num_heads``.
         num_queries: m.
         num_layers: L; layer l works on scale l mod ``num_scales``, coarse to fine.
         num_heads: H.
         feedforward_dim: width of the feed-forward layers.
         num_scales: scales of visual features.
-        sample_ratio: N / N_v, draws over patches of the scale, in (0, 1].
-        base_temperature: tau_0 > 0; tau_l = tau_0 / (1 + l).
-        attention_set: "boltzmann" (the paper), "threshold" (confidence at least ``threshold``) or "full".
-        threshold: confidence for the rule "threshold".
-        heads_share_set: one set a query (paper); False draws for every (query, head), as the authors' code does.
+        attention: which patches a query keeps; None takes the paper's :class:`Boltzmann`.
         text_conditioned_prior: condition the first queries on the text (eq. 4); False keeps them as learned.
+        form: of the attention, see :class:`BoltzmannAttention`.
+
+    Raises:
+        InputError: ``dim`` does not fit.
     """
 
     def __init__(
@@ -53,25 +114,21 @@ class BoltzFormerDecoder(nn.Module):
         num_heads: int = 8,
         feedforward_dim: int = 2048,
         num_scales: int = 3,
-        sample_ratio: float = 0.1,
-        base_temperature: float = 1.0,
-        attention_set: AttentionRule = "boltzmann",
-        threshold: float = 0.5,
-        heads_share_set: bool = True,
+        attention: AttentionRule | None = None,
         text_conditioned_prior: bool = True,
+        form: Form = "auto",
     ) -> None:
         super().__init__()
-        check_settings(dim, num_heads, sample_ratio, base_temperature, attention_set)
+        check_width(dim, num_heads)
         self.num_queries, self.num_layers, self.num_scales = num_queries, num_layers, num_scales
-        self.sample_ratio, self.base_temperature = sample_ratio, base_temperature
-        self.rule, self.threshold = attention_set, threshold
-        self.sets_per_query = 1 if heads_share_set else num_heads
+        self.rule = attention or Boltzmann()
+        self.sets_per_query = self.rule.sets_per_query(num_heads)
         self.query_features = nn.Parameter(torch.randn(num_queries, dim))
         self.query_position = nn.Parameter(torch.randn(num_queries, dim))
         self.level_embedding = nn.Parameter(torch.randn(num_scales, dim))
         self.prior_attention = QueryTextAttention(dim, num_heads) if text_conditioned_prior else None
         self.prior_feedforward = FeedForward(dim, feedforward_dim) if text_conditioned_prior else None
-        self.blocks = nn.ModuleList(DecoderBlock(dim, num_heads, feedforward_dim) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(DecoderBlock(dim, num_heads, feedforward_dim, form) for _ in range(num_layers))
         self.norm = nn.LayerNorm(dim)
         self.mask_mlp = nn.Sequential(
             nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim)
@@ -87,44 +144,44 @@ class BoltzFormerDecoder(nn.Module):
 
     def forward(
         self,
-        scales: Sequence[PatchFeatures],
+        scales: Sequence[Patches],
         semantic_map: SemanticMap,
         text: Tensor,
         text_mask: Tensor | None,
         noise: Noise | None,
-        trace: list[Tensor | None] | None = None,
-    ) -> Tensor:
-        """Run all layers.
+        keep_masks: bool = False,
+        keep_sets: bool = False,
+    ) -> DecoderResult:
+        """Run all layers: prior, then for each layer the draw and the block.
 
         Args:
-            scales: visual features V, coarse to fine, B slices each.
+            scales: visual features V, coarse to fine, S slices each.
             semantic_map: S of the same slices.
-            text: text tokens, (B, N_T, d).
+            text: text tokens, (B, N_T, d), B / S prompts for each slice, side by side.
             text_mask: True at real tokens, (B, N_T); None if there is no padding.
-            noise: per layer, exponential (1 or B, sets a query, m, patches); needed by the rule "boltzmann".
-            trace: if given, each layer's attention sets are appended, bool (B, sets, m, patches), None for all.
-
-        Returns:
-            Mask embeddings mu = MLP(q) of the last layer, (B, m, d).
+            noise: per layer, standard exponential (1 or B, sets a query, m, patches), where the rule needs it.
+            keep_masks: return the layers' masks, with gradients.
+            keep_sets: return the attention sets.
         """
-        if torch.is_grad_enabled():  # layers chain their gradients through a scale's rows: one chain a pass
-            scales = [PatchFeatures(scale.maps) for scale in scales]
-        queries, text, position, ignored = self._prior(text, text_mask)
+        scales = list(scales)
+        queries, text, context = self._prior(text, text_mask)
+        masks: list[Tensor | None] = []
+        sets: list[Tensor | None] = []
         for layer, module in enumerate(self.blocks):
-            block = cast(DecoderBlock, module)
-            patches = scales[layer % self.num_scales]
-            kept = self._attention_set(layer, queries, patches, semantic_map, None if noise is None else noise[layer])
-            if trace is not None:
-                trace.append(kept)
-            level = self.level_embedding[layer % self.num_scales]
-            queries = block.cross_attention(queries, self.query_position, patches, level, kept)
-            tokens = block.self_attention(torch.cat((queries, text), 1), position, ignored)
-            queries, text = tokens[:, : self.num_queries], tokens[:, self.num_queries :]
-            queries = block.feedforward(queries)
-        return self.mask_mlp(self.norm(queries))
+            block, scale = cast(DecoderBlock, module), layer % self.num_scales
+            logits = self._patch_logits(queries, semantic_map, scales[scale].size, keep_masks)
+            kept = self._draw(logits, layer, None if noise is None else noise[layer])
+            queries, text, scales[scale] = block(
+                queries, text, context, scales[scale], self.level_embedding[scale], self.query_position, kept
+            )
+            masks.append(logits)
+            sets.append(kept)
+        queries = self.norm(queries)
+        found = tuple(cast(list[Tensor], masks)) if keep_masks else None
+        return DecoderResult(queries, self.mask_mlp(queries), found, tuple(sets) if keep_sets else None)
 
-    def _prior(self, text: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """First queries and text (eq. 4), with what self-attention needs in every block: positions and padding."""
+    def _prior(self, text: Tensor, text_mask: Tensor | None) -> tuple[Tensor, Tensor, TokenContext]:
+        """First queries and text: Q = FFN(LayerNorm([Q, T] + SelfAttn[Q, T])) of the learned Q (eq. 4)."""
         batch = text.shape[0]
         queries = self.query_features.expand(batch, -1, -1)
         position = torch.cat((self.query_position.expand(batch, -1, -1), text.detach()), 1)
@@ -132,36 +189,28 @@ class BoltzFormerDecoder(nn.Module):
         if text_mask is not None:
             ignored = torch.cat((text_mask.new_zeros(batch, self.num_queries), ~text_mask), 1)
         if self.prior_attention is not None and self.prior_feedforward is not None:
-            tokens = self.prior_attention(torch.cat((queries, text), 1), position, ignored)
-            queries, text = tokens[:, : self.num_queries], tokens[:, self.num_queries :]
+            queries, text = self.prior_attention.mix(queries, text, position, ignored)
             queries = self.prior_feedforward(queries)
-        return queries, text, position, ignored
+        return queries, text, TokenContext(position, ignored)
 
-    def _attention_set(
-        self,
-        layer: int,
-        queries: Tensor,
-        patches: PatchFeatures,
-        semantic_map: SemanticMap,
-        noise: Tensor | None,
+    def _patch_logits(
+        self, queries: Tensor, semantic_map: SemanticMap, grid: tuple[int, int], with_gradient: bool
     ) -> Tensor | None:
-        """Each query's patches in this layer, (B, sets, m, patches); no gradient passes through the draw."""
-        if self.rule == "full":
+        """Mask logits mu^T S at a layer's patches, (B, m, h, w); None where nobody reads them."""
+        if self.rule.keeps_all and not with_gradient:
             return None
-        with torch.no_grad():
-            mu = self.mask_mlp(self.norm(queries))
-            logits = semantic_map.patch_logits(mu, patches.size).flatten(2)[:, None]
-            tau = temperature(self.base_temperature, layer)
-            return attention_set(logits, noise, tau, self.rule, self.sample_ratio, self.threshold)
+        with torch.set_grad_enabled(with_gradient and torch.is_grad_enabled()):
+            return semantic_map.patch_logits(self.mask_mlp(self.norm(queries)), grid)
+
+    @torch.no_grad()
+    def _draw(self, logits: Tensor | None, layer: int, noise: Tensor | None) -> Tensor | None:
+        """The layer's attention sets; no gradient passes through the draw."""
+        if logits is None or self.rule.keeps_all:
+            return None
+        return self.rule.keep(logits.detach().flatten(2)[:, None], layer, noise)
 
 
-def check_settings(dim: int, num_heads: int, sample_ratio: float, base_temperature: float, rule: str) -> None:
-    """Raise :class:`InputError` unless the settings make a network."""
+def check_width(dim: int, num_heads: int) -> None:
+    """Raise :class:`InputError` unless heads and position embedding divide the width."""
     if dim % num_heads or dim % 4:
         raise InputError(f"dim={dim} must be a multiple of 4 and of num_heads={num_heads}")
-    if not 0 < sample_ratio <= 1:
-        raise InputError(f"sample_ratio={sample_ratio} must be above 0 and at most 1")
-    if base_temperature <= 0:
-        raise InputError(f"base_temperature={base_temperature} must be above 0")
-    if rule not in ("boltzmann", "threshold", "full"):
-        raise InputError(f"attention_set={rule!r} must be 'boltzmann', 'threshold' or 'full'")

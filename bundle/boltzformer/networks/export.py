@@ -40,7 +40,7 @@ class TensorCore(nn.Module):
         network = self.network
         patches = network.decoder.patches_per_layer(network.attention_grids())
         features = network.encode_image(image)
-        return network.core(features, text_embedding, None, noise.split(patches, dim=-1))
+        return network.core(features, text_embedding, None, noise.split(patches, dim=-1)).logits
 
 
 def core_noise(network: BoltzFormer, seed: int | None = None) -> Tensor:

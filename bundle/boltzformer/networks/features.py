@@ -6,49 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .boltzmann_attention import PatchFeatures
-from .semantic_map import ExplicitSemanticMap, FoldedSemanticMap, SemanticMap
+from .attention.patches import Patches
+from .semantic_map import SemanticMap
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImageFeatures:
-    """Encoded slices; index with a slice object to take some of them.
+    """S encoded slices; index with a slice object to take some of them.
 
     Attributes:
         scales: visual features V at strides 32, 16, 8.
-        semantic_map: S, explicit or folded.
-        image_at_map: normalised image at the semantic map's size, (B, 3, H/4, W/4).
-        image_at_double: at twice that size, (B, 3, H/2, W/2).
+        semantic_map: S, at stride 4.
+        from_image: PiGMA's share that comes from the image alone, logits (S, 1, H / 2, W / 2); None without PiGMA.
         input_size: the input's height and width.
     """
 
-    scales: list[PatchFeatures]
+    scales: tuple[Patches, ...]
     semantic_map: SemanticMap
-    image_at_map: Tensor
-    image_at_double: Tensor
+    from_image: Tensor | None
     input_size: tuple[int, int]
 
     def __len__(self) -> int:
-        return self.image_at_map.shape[0]
+        return self.semantic_map.maps.shape[0]
 
     def __getitem__(self, index: slice) -> ImageFeatures:
         return ImageFeatures(
-            [scale[index] for scale in self.scales],
+            tuple(scale[index] for scale in self.scales),
             self.semantic_map[index],
-            self.image_at_map[index],
-            self.image_at_double[index],
-            self.input_size,
-        )
-
-    def expand(self, count: int) -> ImageFeatures:
-        """One slice for ``count`` prompts, without copying."""
-        return ImageFeatures(
-            [scale.expand(count) for scale in self.scales],
-            self.semantic_map.expand(count),
-            self.image_at_map.expand(count, -1, -1, -1),
-            self.image_at_double.expand(count, -1, -1, -1),
+            None if self.from_image is None else self.from_image[index],
             self.input_size,
         )
 
@@ -57,17 +44,11 @@ class ImageFeatures:
         """Join slices that were encoded one by one."""
         if len(parts) == 1:
             return parts[0]
-        first = parts[0]
-        maps = [torch.cat([part.scales[i].maps for part in parts]) for i in range(len(first.scales))]
+        scales = zip(*(part.scales for part in parts), strict=True)
+        from_image = [part.from_image for part in parts if part.from_image is not None]
         return ImageFeatures(
-            [PatchFeatures(m) for m in maps],
+            tuple(Patches(torch.cat([scale.rows for scale in same]), same[0].size) for same in scales),
             SemanticMap.concatenate([part.semantic_map for part in parts]),
-            torch.cat([part.image_at_map for part in parts]),
-            torch.cat([part.image_at_double for part in parts]),
-            first.input_size,
+            torch.cat(from_image) if from_image else None,
+            parts[0].input_size,
         )
-
-
-def semantic_map_of(finest: Tensor, projection: nn.Conv2d, folded: bool) -> SemanticMap:
-    """The semantic map of slices, from the pixel decoder's finest level and the 3x3 projection."""
-    return FoldedSemanticMap(finest, projection) if folded else ExplicitSemanticMap(projection(finest))

@@ -1,151 +1,156 @@
 """The semantic map S and what queries read from it: mask logits, at full size or at a coarser patch grid.
 
-S = W * F + b is a 3x3 convolution of the pixel decoder's finest level F, and a query reads mu^T S. Both are linear,
-as is bilinear resizing, which gives two exact shortcuts:
+S = W * F + b is a 3x3 convolution of the pixel decoder's finest level F, and a query reads mu^T S. Three ways:
 
-* ``explicit``: compute S once, resize S once for each patch grid, and read the small maps at each layer
-  (mu^T resize(S) = resize(mu^T S)).
-* ``folded``: never compute S; fold mu into the kernel (mu^T (W * F) = (mu^T W) * F), m outputs in place of d.
+* ``plain``: compute S, and resize each query's whole mask to a layer's grid. Read this one.
+* ``explicit``: resize S once for each grid, and read the small maps: bilinear resizing is linear, so
+  mu^T resize(S) = resize(mu^T S).
+* ``folded``: never compute S; fold mu into the kernel: convolution is linear, so (mu^T W) * F = mu^T (W * F), with m
+  outputs in place of d.
+
+S slices serve B prompts, B / S for each slice (:func:`~.attention.patches.by_slice`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention.patches import by_prompt, by_slice
+
 EXPECTED_PROMPTS = 4  # of a slice in evaluation, where one way of computing has to serve any number
 SLOWNESS_OF_FEW_OUTPUTS = 4  # time of a multiply-add with m outputs over that of one with d, measured at m = 10
 
+Grid = tuple[int, int]
+MapForm = Literal["plain", "explicit", "folded"]
 
+
+@dataclass(frozen=True)
 class SemanticMap(ABC):
-    """What the decoder asks of a semantic map of B slices.
+    """What the decoder asks of the semantic map of S slices.
 
-    Args:
-        maps: what it is computed from, (B, d, H, W); float16 and bfloat16 are allowed.
+    Attributes:
+        maps: what it is computed from, (S, d, H, W); float16 and bfloat16 are allowed.
+        at_grid: for each patch grid that is read, what reading there starts from, float32, (S, ...).
     """
 
-    def __init__(self, maps: Tensor) -> None:
-        self.maps = maps
-        self._prepared: dict[tuple[int, int], Tensor] = {}
-        self._source: SemanticMap | None = None
+    maps: Tensor
+    at_grid: Mapping[Grid, Tensor]
 
     @abstractmethod
     def mask_logits(self, mu: Tensor) -> Tensor:
         """mu^T S at every pixel of the map: (B, m, d) -> (B, m, H, W)."""
 
     @abstractmethod
-    def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
+    def patch_logits(self, mu: Tensor, grid: Grid) -> Tensor:
         """mu^T S resized bilinearly to a patch grid: (B, m, d) -> (B, m, h, w), float32 under autocast too."""
-
-    @abstractmethod
-    def _prepare(self, size: tuple[int, int]) -> Tensor:
-        """What reading at a patch grid starts from, float32, (B, ...)."""
-
-    @abstractmethod
-    def _like(self, maps: Tensor) -> Self:
-        """A map of this kind from other ``maps``."""
-
-    def prepared(self, size: tuple[int, int]) -> Tensor:
-        """:meth:`_prepare`, done once for all layers of a scale and for all prompts of a slice."""
-        if self._source is not None:
-            made = self._source.prepared(size)
-            return made.expand(self.maps.shape[0], *made.shape[1:])
-        if torch.is_grad_enabled():
-            return self._prepare(size)
-        if size not in self._prepared:
-            self._prepared[size] = self._prepare(size)
-        return self._prepared[size]
 
     def __getitem__(self, index: slice) -> Self:
         """Some of the slices."""
-        part = self._like(self.maps[index])
-        part._prepared = {size: made[index] for size, made in self._prepared.items()}
-        part._source = self._source
-        return part
-
-    def expand(self, count: int) -> Self:
-        """One slice's map for ``count`` prompts, without copying."""
-        many = self._like(self.maps.expand(count, -1, -1, -1))
-        many._source = self
-        return many
+        return replace(self, maps=self.maps[index], at_grid={grid: made[index] for grid, made in self.at_grid.items()})
 
     @staticmethod
     def concatenate(parts: Sequence[SemanticMap]) -> SemanticMap:
-        """Several maps of one kind, one after another."""
-        return parts[0]._like(torch.cat([part.maps for part in parts]))
+        """Several maps of one form and size, one after another."""
+        grids = {grid: torch.cat([part.at_grid[grid] for part in parts]) for grid in parts[0].at_grid}
+        return replace(parts[0], maps=torch.cat([part.maps for part in parts]), at_grid=grids)
+
+
+class PlainSemanticMap(SemanticMap):
+    """S itself, and masks resized after they are read."""
+
+    def mask_logits(self, mu: Tensor) -> Tensor:
+        """See :class:`SemanticMap`."""
+        return torch.einsum("bmd,bdhw->bmhw", mu, self.maps.repeat_interleave(mu.shape[0] // self.maps.shape[0], 0))
+
+    def patch_logits(self, mu: Tensor, grid: Grid) -> Tensor:
+        """See :class:`SemanticMap`."""
+        return F.interpolate(self.mask_logits(mu).float(), size=grid, mode="bilinear", align_corners=False)
 
 
 class ExplicitSemanticMap(SemanticMap):
-    """S itself."""
+    """S itself, resized once for each grid."""
 
     def mask_logits(self, mu: Tensor) -> Tensor:
         """See :class:`SemanticMap`."""
-        return _read(mu, self.maps)
+        return by_prompt(_read(by_slice(mu, self.maps.shape[0]), self.maps), mu.shape[0])
 
-    def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
+    def patch_logits(self, mu: Tensor, grid: Grid) -> Tensor:
         """See :class:`SemanticMap`."""
         with torch.autocast(mu.device.type, enabled=False):
-            return _read(mu.float(), self.prepared(size)).contiguous()  # a query's patches side by side, for the draw
-
-    def _prepare(self, size: tuple[int, int]) -> Tensor:
-        return _resize(self.maps.float(), size)
-
-    def _like(self, maps: Tensor) -> Self:
-        return type(self)(maps)
+            logits = _read(by_slice(mu.float(), self.maps.shape[0]), self.at_grid[grid])
+            return by_prompt(logits, mu.shape[0]).contiguous()  # a query's patches side by side, for the draw
 
 
+@dataclass(frozen=True)
 class FoldedSemanticMap(SemanticMap):
-    """S = W * F + b, never computed: queries are folded into the kernel.
+    """S = W * F + b, never computed: queries are folded into the kernel. ``maps`` is F.
 
-    Args:
-        finest: F, shape (B, d, H, W).
+    Shapes by example, F of 64x64 read at a grid of 16x16 (stride 4), m = 10, d = 128: the kernel mu^T W is
+    (B, 10, 128, 3, 3). Downsizing by 4 bilinearly averages the two middle rows and columns of each 4x4 block, so the
+    kernel is widened by a 2x2 mean to (B, 10, 4, 4, 128) and applied at stride 4: one window of 4x4 pixels for each
+    patch. ``at_grid`` holds the windows as channels, (S, 16 * 128, 16, 16), so that reading them is one product. At
+    stride 2 windows overlap, and their copies would take four times the map: there the map is kept as 2x2 blocks,
+    (S, 4 * 128, 33, 33) with its padding, and a window is the sum of four neighbouring blocks.
+
+    Attributes:
         projection: the 3x3 convolution (W, b) with zero padding 1 that would give S.
     """
 
-    def __init__(self, finest: Tensor, projection: nn.Conv2d) -> None:
-        super().__init__(finest)
-        self.projection = projection
+    projection: nn.Conv2d
 
     def mask_logits(self, mu: Tensor) -> Tensor:
-        """One convolution with m outputs, see :class:`SemanticMap`."""
-        kernel, bias = self._fold(mu)
+        """One convolution with as many outputs as a slice has queries, see :class:`SemanticMap`."""
+        kernel, bias = self._fold(by_slice(mu, self.maps.shape[0]))
         slices = zip(_slices(self.maps), kernel, bias, strict=True)
-        return _join([F.conv2d(f, k, b, padding=1) for f, k, b in slices])
+        return by_prompt(_join([F.conv2d(f, k, b, padding=1) for f, k, b in slices]), mu.shape[0])
 
-    def patch_logits(self, mu: Tensor, size: tuple[int, int]) -> Tensor:
-        """See :class:`SemanticMap`.
-
-        Downsizing bilinearly by 2, 4 or 8 averages the two middle rows and columns of each block, so the resized
-        map is a convolution of F with the kernel widened by a 2x2 mean, at the stride of the patch grid.
-        """
+    def patch_logits(self, mu: Tensor, grid: Grid) -> Tensor:
+        """See :class:`SemanticMap`."""
         with torch.autocast(mu.device.type, enabled=False):
-            kernel, bias = self._fold(mu.float())
+            kernel, bias = self._fold(by_slice(mu.float(), self.maps.shape[0]))
             wide = torch.stack([F.pad(kernel, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)]).mean(0)
-            by_pixel, pixels = wide.movedim(2, -1), self.prepared(size)
-            logits = _by_window(by_pixel, pixels) if pixels.shape[-2:] == size else _by_block(by_pixel, pixels)
-            return logits + bias[..., None, None]
-
-    def _prepare(self, size: tuple[int, int]) -> Tensor:
-        if not foldable(self.maps.shape[-2:], size):
-            raise ValueError(f"{tuple(self.maps.shape[-2:])} is not 2, 4 or 8 times {size}")
-        maps = self.maps.float()
-        return _blocks(maps) if self.maps.shape[-1] == 2 * size[-1] else _windows(maps, size)
-
-    def _like(self, maps: Tensor) -> Self:
-        return type(self)(maps, self.projection)
+            by_pixel, pixels = wide.movedim(2, -1), self.at_grid[grid]
+            logits = _by_window(by_pixel, pixels) if pixels.shape[-2:] == grid else _by_block(by_pixel, pixels)
+            return by_prompt(logits + bias[..., None, None], mu.shape[0])
 
     def _fold(self, mu: Tensor) -> tuple[Tensor, Tensor]:
-        """mu^T W of shape (B, m, d, 3, 3) and mu^T b of shape (B, m)."""
+        """mu^T W of shape (S, n, d, 3, 3) and mu^T b of shape (S, n)."""
         weight = self.projection.weight.to(mu.dtype)
         kernel = (mu @ weight.flatten(1)).unflatten(-1, tuple(weight.shape[1:]))
         if self.projection.bias is None:
             return kernel, mu.new_zeros(mu.shape[:-1])
         return kernel, mu @ self.projection.bias.to(mu.dtype)
+
+
+def semantic_map_of(finest: Tensor, projection: nn.Conv2d, grids: Sequence[Grid], form: MapForm) -> SemanticMap:
+    """The semantic map of slices.
+
+    Args:
+        finest: F, the pixel decoder's finest level, (S, d, H, W).
+        projection: the 3x3 convolution to S, with zero padding 1.
+        grids: patch grids that will be read.
+        form: how it is computed; "folded" needs grids of the map's size over 2, 4 or 8.
+    """
+    if form == "folded":
+        maps = finest.float()
+        return FoldedSemanticMap(finest, {grid: _prepare_folded(maps, grid) for grid in grids}, projection)
+    maps = projection(finest)
+    if form == "plain":
+        return PlainSemanticMap(maps, {})
+    return ExplicitSemanticMap(maps, {grid: _resize(maps.float(), grid) for grid in grids})
+
+
+def _prepare_folded(maps: Tensor, grid: Grid) -> Tensor:
+    if not foldable(maps.shape[-2:], grid):
+        raise ValueError(f"{tuple(maps.shape[-2:])} is not 2, 4 or 8 times {grid}")
+    return _blocks(maps) if maps.shape[-1] == 2 * grid[-1] else _windows(maps, grid)
 
 
 def _windows(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,6 +40,11 @@ class QueryTextAttention(nn.Module):
         update = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
         update = module.out_proj(update.transpose(1, 2).flatten(2))
         return self.norm(tokens + update)
+
+    def mix(self, queries: Tensor, text: Tensor, position: Tensor, ignored: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[Q, T] + SelfAttn[Q, T], normalised and split again: (B, m, d) and (B, N_T, d)."""
+        tokens = self(torch.cat((queries, text), 1), position, ignored)
+        return tokens[:, : queries.shape[1]], tokens[:, queries.shape[1] :]
 
 
 class FeedForward(nn.Module):

@@ -8,27 +8,32 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from boltzformer.networks import gathered_attention as room
-from boltzformer.networks.attention_kernel import CHUNK, attend_sets
-from boltzformer.networks.boltzmann_attention import BoltzmannAttention, PatchFeatures
-from boltzformer.networks.gathered_attention import gathered_attention
+from boltzformer.errors import InputError
+from boltzformer.networks.attention import gathered as room
+from boltzformer.networks.attention.dense import attend_dense
+from boltzformer.networks.attention.gathered import attend_gathered, attend_kernel, gathered_attention, kernel_computes
+from boltzformer.networks.attention.kernel import CHUNK, attend_sets
+from boltzformer.networks.attention.layer import BoltzmannAttention, form_for
+from boltzformer.networks.attention.patches import Patches
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support import BUNDLE
 
 
-def make(slices=2, sets=3, heads=8, dim=32, grid=(9, 14), share=0.3, shared=False):
+def make(slices=2, sets=3, heads=8, dim=32, grid=(9, 14), share=0.3, shared=False, prompts=1):
     torch.manual_seed(0)
     height, width = grid
+    slices, of_one_slice = slices * prompts, slices
     kept = torch.rand(1 if shared else slices, sets, height * width) < share
     kept[..., 5] = True
     queries = torch.randn(slices, sets, heads, dim)
     biases = torch.randn(slices, sets, heads, height), torch.randn(slices, sets, heads, width)
-    return queries, *biases, torch.randn(slices, height * width, dim), kept
+    return queries, *biases, torch.randn(of_one_slice, height * width, dim), kept
 
 
 def plain(queries, row_bias, column_bias, rows, kept):
     """Dense, in double precision."""
+    rows = rows.repeat_interleave(queries.shape[0] // rows.shape[0], 0)
     scores = torch.einsum("bsgd,bpd->bsgp", queries.double(), rows.double())
     scores += (row_bias[..., None] + column_bias[..., None, :]).flatten(-2)
     scores = scores.masked_fill(~kept[:, :, None], float("-inf"))
@@ -48,6 +53,8 @@ def plain(queries, row_bias, column_bias, rows, kept):
         {"share": 0.0},  # sets of one patch
         {"share": 1.1},  # sets of all patches
         {"shared": True},
+        {"prompts": 3},
+        {"prompts": 3, "slices": 1, "shared": True},
         {"grid": (1, CHUNK)},
         {"grid": (1, CHUNK + 1), "share": 1.1},
         {"grid": (3, CHUNK), "share": 1.1},
@@ -113,7 +120,7 @@ def test_torch_keeps_its_number_of_threads():
     # in a process of its own, where numba's threads are not started yet
     script = """
 import torch
-from tests.networks.test_attention_kernel import attend_sets, make
+from tests.networks.attention.test_kernel import attend_sets, make
 torch.set_num_threads(1)
 for _ in range(2):
     attend_sets(*make())
@@ -124,49 +131,62 @@ for _ in range(2):
     assert done.returncode == 0, done.stderr
 
 
-def test_chosen_where_no_gradient_is_asked_for(monkeypatch):
-    calls = []
-    monkeypatch.setattr(room, "_kernel", lambda: lambda *inputs: calls.append(inputs) or attend_sets(*inputs))
-    queries, *others, kept = make()
-    gathered, rows = gathered_attention(queries, *others, kept)
-    assert len(calls) == 1
-    assert rows is others[-1]
-    assert not gathered.requires_grad
-    learned, _ = gathered_attention(queries.requires_grad_(), *others, kept)
-    assert len(calls) == 1
-    assert torch.allclose(learned, gathered, atol=1e-5)
-    assert torch.autograd.grad(learned.sum(), queries)[0].abs().sum() > 0
+@pytest.mark.parametrize("settings", [{}, {"prompts": 3}, {"prompts": 2, "slices": 1, "shared": True}], ids=str)
+def test_gathering_equals_the_plain_form_and_its_gradients(settings):
+    *leaves, kept = make(**settings)
+    for leaf in leaves:
+        leaf.requires_grad_()
+    weight = torch.randn_like(leaves[0])
+    ours, expected = gathered_attention(*leaves, kept)[0], plain(*leaves, kept)
+    assert torch.allclose(ours, expected, atol=1e-5)
+    gradients = [torch.autograd.grad((sums * weight).sum(), leaves) for sums in (ours, expected)]
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def asked(own_sets=1, density=0.1, **settings):
+    kept = torch.zeros(1, own_sets, 2, 100, dtype=torch.bool)
+    kept[..., : round(100 * density)] = True
+    return torch.randn(1, 2, 16, **settings), Patches.of(torch.randn(1, 16, 10, 10)), kept
+
+
+def test_chosen_where_no_gradient_is_asked_for():
+    queries, patches, kept = asked()
+    assert kernel_computes(queries, patches.rows)
+    assert form_for("auto", queries, patches, kept) is attend_kernel
+    learning = queries.requires_grad_()
+    assert form_for("auto", learning, patches, kept) is attend_gathered
     with torch.no_grad():
-        gathered_attention(queries, *others, kept)
-    assert len(calls) == 2
-    gathered_attention(*(x.detach().double() for x in (queries, *others)), kept)
-    assert len(calls) == 2
+        assert form_for("auto", learning, patches, kept) is attend_kernel
+    assert form_for("auto", queries, patches, None) is attend_dense
 
 
 @pytest.mark.parametrize(("own_sets", "density", "gathers"), [(1, 0.7, True), (1, 0.8, False), (8, 0.2, True),
                                                               (8, 0.3, False)])  # fmt: skip
-@torch.no_grad()
-def test_dense_above_the_break_even(own_sets, density, gathers, monkeypatch):
-    attention, called = BoltzmannAttention(16, 8), []
-    monkeypatch.setattr(attention, "_attend_gathered", lambda *a: called.append(a) or attention._attend_folded(*a))
-    kept = torch.zeros(1, own_sets, 2, 100, dtype=torch.bool)
-    kept[..., : round(100 * density)] = True
-    attention(
-        torch.randn(1, 2, 16), torch.randn(2, 16), PatchFeatures(torch.randn(1, 16, 10, 10)), torch.zeros(16), kept
-    )
-    assert bool(called) == gathers
+def test_dense_above_the_break_even(own_sets, density, gathers):
+    assert form_for("auto", *asked(own_sets, density)) is (attend_kernel if gathers else attend_dense)
+
+
+@pytest.mark.parametrize(("density", "gathers"), [(0.14, True), (0.16, False)])
+def test_dense_above_the_break_even_in_training(density, gathers):
+    form = form_for("auto", *asked(1, density, requires_grad=True))
+    assert form is (attend_gathered if gathers else attend_dense)
 
 
 def test_without_numba_the_same_comes_slower_and_that_is_said(monkeypatch, caplog):
-    inputs = make()
-    expected, _ = gathered_attention(*inputs)
+    attention, (queries, patches, kept) = BoltzmannAttention(16, 8).requires_grad_(False), asked()
+    inputs = (queries, torch.randn(2, 16), patches, torch.zeros(16), kept)
+    expected, _ = attention(*inputs)
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "boltzformer.networks.attention_kernel")
+    monkeypatch.delitem(sys.modules, "boltzformer.networks.attention.kernel")
     room._kernel.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):
             for _ in range(2):
-                without, _ = gathered_attention(*inputs)
+                without, _ = attention(*inputs)
+        attention.form = "kernel"
+        with pytest.raises(InputError, match="numba"):
+            attention(*inputs)
     finally:
         room._kernel.cache_clear()
     assert torch.allclose(without, expected, atol=1e-5)

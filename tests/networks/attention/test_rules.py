@@ -6,8 +6,11 @@ import math
 
 import pytest
 import torch
-from boltzformer.networks.sampling import (
-    attention_set,
+from boltzformer.errors import InputError
+from boltzformer.networks.attention.rules import (
+    Boltzmann,
+    Full,
+    Threshold,
     boltzmann_probability,
     draw_attention_set,
     fill_empty,
@@ -81,10 +84,38 @@ def test_empty_set_means_every_patch():
     assert fill_empty(kept).tolist() == [[True, True], [True, False]]
 
 
-def test_rules():
+def test_threshold_keeps_the_confident_and_full_keeps_all():
     logits = torch.tensor([[-1.0, 0.0, 2.0]])
-    assert attention_set(logits, None, 1.0, "full", 0.1, 0.5) is None
+    assert Full().keep(logits, 0, None) is None
+    assert Full().keeps_all
+    assert Threshold(0.5).keep(logits, 0, None).tolist() == [[False, True, True]]
+    assert Threshold(0.99).keep(logits, 0, None).tolist() == [[True, True, True]]
     assert threshold_attention_set(logits, 0.5).tolist() == [[False, True, True]]
-    assert threshold_attention_set(logits, 0.99).tolist() == [[True, True, True]]
+    assert not Threshold().needs_noise
+
+
+def test_boltzmann_draws_at_the_layers_temperature():
+    generator = torch.Generator().manual_seed(0)
+    logits, noise = torch.randn(2, 1, 4, 60, generator=generator), torch.rand(2, 1, 4, 60, generator=generator) * 3
+    rule = Boltzmann(sample_ratio=0.2, base_temperature=0.5)
+    for layer in (0, 3):
+        expected = draw_attention_set(logits, noise, 0.5 / (1 + layer), 0.2)
+        assert torch.equal(rule.keep(logits, layer, noise), expected)
+    assert not torch.equal(rule.keep(logits, 0, noise), rule.keep(logits, 3, noise))
+    assert [Boltzmann(heads_share_set=share).sets_per_query(8) for share in (True, False)] == [1, 8]
     with pytest.raises(ValueError, match="noise"):
-        attention_set(logits, None, 1.0, "boltzmann", 0.1, 0.5)
+        rule.keep(logits, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "message"),
+    [
+        (Boltzmann, {"sample_ratio": 0}, "sample_ratio"),
+        (Boltzmann, {"sample_ratio": 1.1}, "sample_ratio"),
+        (Boltzmann, {"base_temperature": 0}, "base_temperature"),
+        (Threshold, {"value": -0.1}, "threshold"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(rule, settings, message):
+    with pytest.raises(InputError, match=message):
+        rule(**settings)

@@ -1,7 +1,7 @@
 """Attention over sets of patches in one pass over their rows, for inference on a CPU.
 
-The plain form is that of :func:`gathered_attention`, which PyTorch's operations can only compute by copying a set's
-rows and reading the copy twice. Here a chunk of a set's rows is scored and summed up while it is in the cache, with the
+The plain form is that of :func:`.gathered.gathered_attention`, which PyTorch's operations can only compute by copying a
+set's rows and reading the copy twice. Here a chunk of a set's rows is scored and summed up while it is in the cache, with the
 softmax's maximum and denominator carried along (Milakov and Gimelshein, arXiv:1805.02867), so that each row comes from
 memory once and nothing is copied. Compiled by numba when first called, seconds once on a machine.
 """
@@ -191,23 +191,25 @@ def _take_as_many_threads_as_torch() -> None:
 
 @torch.library.custom_op("boltzformer::attend_sets", mutates_args=(), device_types="cpu")
 def attend_sets(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
-    """Context of :func:`gathered_attention`, without gradients; its arguments and shapes, float32 on the CPU.
+    """Sums of :func:`.gathered.gathered_attention`, without gradients; its arguments and shapes, float32 on the CPU.
 
     Raises:
         ValueError: the shapes do not belong together; the kernel itself would read past the end.
     """
-    slices, sets, heads, dim = queries.shape
+    prompts, sets, heads, dim = queries.shape
     height, width = row_bias.shape[-1], column_bias.shape[-1]
-    expected = [(slices, sets, heads, height), (slices, sets, heads, width), (slices, height * width, dim)]
-    expected.append((min(slices, kept.shape[0]), sets, height * width))
+    slices = rows.shape[0] if rows.shape[0] and prompts % rows.shape[0] == 0 else prompts
+    expected = [(prompts, sets, heads, height), (prompts, sets, heads, width), (slices, height * width, dim)]
+    expected.append((prompts if kept.shape[0] == prompts else 1, sets, height * width))
     found = [tuple(part.shape) for part in (row_bias, column_bias, rows, kept)]
     if found != expected:
         raise ValueError(f"attend_sets: expected shapes {expected} for biases, rows and sets, found {found}")
     context = torch.empty_like(queries, memory_format=torch.contiguous_format)
     with _one_at_a_time:
         _take_as_many_threads_as_torch()
-        for b in range(queries.shape[0]):
-            parts = (queries[b], row_bias[b], column_bias[b], rows[b], kept[min(b, kept.shape[0] - 1)], context[b])
+        for b in range(prompts):
+            own = rows[b * slices // prompts]
+            parts = (queries[b], row_bias[b], column_bias[b], own, kept[min(b, kept.shape[0] - 1)], context[b])
             _attend_sets_in_parallel(*[part.contiguous().numpy() for part in parts])
     return context
 
@@ -221,6 +223,6 @@ def _(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept
 def _flops(
     queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept: Tensor, **_: Any
 ) -> int:  # two products for each head and each patch of a set
-    slices, _sets, heads, dim = queries.shape
-    pairs = int(kept.count_nonzero()) * (slices // kept.shape[0])
+    prompts, _sets, heads, dim = queries.shape
+    pairs = int(kept.count_nonzero()) * (prompts // kept.shape[0])
     return 4 * pairs * heads * dim

@@ -1,0 +1,79 @@
+"""Whether the object is in the slice at all: a score beside the mask (not in the paper).
+
+It reads what the decoder leaves and sends no gradient back, so that learning it cannot disturb the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention.patches import Patches
+
+AREAS = (4, 16, 64)  # numbers of most confident pixels whose mean logit the head is told
+
+
+class ExistenceHead(nn.Module):
+    """One classifier query over query embeddings, text and coarse patches, with the mask's highest logits.
+
+    Args:
+        dim: d.
+        num_heads: heads of its attention.
+        hidden: width of its last layers.
+    """
+
+    def __init__(self, dim: int, num_heads: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+        self.kind = nn.Parameter(torch.randn(4, dim) * 0.02)  # of a token: query, text, stride 32, stride 16
+        self.norm = nn.LayerNorm(dim)
+        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.after = nn.LayerNorm(dim)
+        self.classify = nn.Sequential(nn.Linear(dim + len(AREAS) + 1, hidden), nn.GELU(), nn.Linear(hidden, 1))
+
+    def forward(
+        self,
+        queries: Tensor,
+        text: Tensor,
+        text_mask: Tensor | None,
+        scales: Sequence[Patches],
+        mask_logits: Tensor,
+    ) -> Tensor:
+        """Score B prompts on S slices.
+
+        Args:
+            queries: after the last layer, (B, m, d).
+            text: tokens, (B, N_T, d).
+            text_mask: True at real tokens, (B, N_T); None if there is no padding.
+            scales: V at strides 32 and 16, S slices, B / S prompts for each.
+            mask_logits: of the mask, (B, 1, h, w).
+
+        Returns:
+            Logits, (B,), float32.
+        """
+        batch = queries.shape[0]
+        parts = [queries.detach(), text.detach()]
+        parts += [scale.rows.detach().repeat_interleave(batch // scale.rows.shape[0], 0) for scale in scales]
+        tokens = torch.cat([part + kind for part, kind in zip(parts, self.kind, strict=True)], 1)
+        ignored = None
+        if text_mask is not None:
+            ignored = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+            ignored[:, queries.shape[1] : queries.shape[1] + text.shape[1]] = ~text_mask
+        tokens = self.norm(tokens)
+        query = self.query.expand(batch, -1, -1)
+        found, _ = self.attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)
+        summary = self._mask_summary(mask_logits.detach().float())
+        found = self.after(query + found)[:, 0]
+        return self.classify(torch.cat((found, summary.to(found.dtype)), 1))[:, 0].float()
+
+    @staticmethod
+    def _mask_summary(logits: Tensor) -> Tensor:
+        """Mean of the highest logits for some numbers of pixels, and the mask's area on a log scale: (B, 4)."""
+        flat = logits.flatten(1)
+        highest = flat.topk(min(AREAS[-1], flat.shape[1]), dim=1).values
+        means = [highest[:, :count].mean(1) for count in AREAS]
+        area = torch.log1p(F.sigmoid(flat).sum(1))
+        return torch.stack((*means, area), 1) / 4  # of the order of one
