@@ -19,9 +19,9 @@ from torch import Tensor
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
 
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.networks.attention.rules import AttentionRule, Full, Threshold
 from boltzformer.networks.boltzformer import BoltzFormer
 from boltzformer.networks.image_encoder import ImageEncoder
-from boltzformer.networks.sampling import AttentionRule
 from boltzformer.networks.text_encoder import ClipTextEncoder
 
 from scripts.decoder_case import DecoderCase
@@ -33,7 +33,7 @@ Output = Annotated[Path | None, typer.Option(help="JSON file for the figures")]
 Bfloat16 = Annotated[bool, typer.Option("--bf16", help="both sides under bfloat16 autocast; float32 otherwise")]
 
 
-PEER_RULES: tuple[AttentionRule, ...] = ("full", "threshold")
+PEER_RULES: dict[str, AttentionRule] = {"full": Full(), "threshold": Threshold()}
 
 
 def autocast(bf16: bool) -> torch.autocast:
@@ -86,13 +86,13 @@ def attention_flops(repeats: Repeats = 5, output: Output = None) -> None:
     rows = []
     for dim in (512, 256):
         ours = DecoderCase(dim, 10)
-        for rule in PEER_RULES:
+        for name, rule in PEER_RULES.items():
             peer = DecoderCase(dim, 10, rule=rule)
             ours.decoder.eval().requires_grad_(False)
             peer.decoder.eval().requires_grad_(False)
-            row = compare(f"d={dim} m=10 against {rule} attention", ours.fast, peer.plain, repeats)
-            row.ours_gmac = multiply_adds(ours.fast_cross_attention()) / 1e9
-            row.peer_gmac = multiply_adds(peer.plain_cross_attention()) / 1e9
+            row = compare(f"d={dim} m=10 against {name} attention", ours.fast, peer.plain, repeats)
+            row.ours_gmac = multiply_adds(ours.cross_attention("auto")) / 1e9
+            row.peer_gmac = multiply_adds(peer.cross_attention("plain")) / 1e9
             rows.append(row)
     report("Cross-attention (GMAC columns), decoder (time)", rows, "plain form", output)
     for row in rows:

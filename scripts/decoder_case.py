@@ -12,13 +12,12 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
 
-from boltzformer.networks.boltzmann_attention import BoltzmannAttention, PatchFeatures
+from boltzformer.networks.attention.layer import BoltzmannAttention, Form
+from boltzformer.networks.attention.patches import Patches
+from boltzformer.networks.attention.rules import AttentionRule
 from boltzformer.networks.decoder import BoltzFormerDecoder, DecoderBlock
-from boltzformer.networks.features import semantic_map_of
 from boltzformer.networks.noise import fresh_noise
-from boltzformer.networks.sampling import AttentionRule
-from boltzformer.networks.semantic_map import ExplicitSemanticMap, SemanticMap
-from tests.networks.reference import reference_decode
+from boltzformer.networks.semantic_map import MapForm, SemanticMap, semantic_map_of
 
 GRIDS = ((32, 32), (64, 64), (128, 128))  # of a 1024 px slice
 MAP_SIZE = 256
@@ -31,16 +30,16 @@ class DecoderCase:
         dim: d.
         queries: m.
         batch: slices.
-        rule: of the attention sets.
+        rule: of the attention sets; None is the paper's.
         with_projection: start from the pixel decoder's finest level, so that the semantic map is part of the work.
     """
 
     def __init__(
-        self, dim: int, queries: int, batch: int = 1, rule: AttentionRule = "boltzmann", with_projection: bool = False
+        self, dim: int, queries: int, batch: int = 1, rule: AttentionRule | None = None, with_projection: bool = False
     ) -> None:
         torch.manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.decoder = BoltzFormerDecoder(dim, queries, attention_set=rule).to(device)
+        self.decoder = BoltzFormerDecoder(dim, queries, attention=rule).to(device)
         # a patch is one row in memory, in both forms: the plain form's projections are many times slower otherwise
         self.features = [
             torch.randn(batch, dim, *grid, device=device).contiguous(memory_format=torch.channels_last)
@@ -54,52 +53,44 @@ class DecoderCase:
         self.noise = fresh_noise(1, 1, queries, patches, torch.device(device))
         self.projection = torch.nn.Conv2d(dim, dim, 3, padding=1, device=device)
         self.with_projection = with_projection
+        self.nothing = cast(torch.nn.Conv2d, torch.nn.Identity())  # where S itself is given
 
     def fast(self) -> Tensor:
         """Masks (B, m, 256, 256) by the network's own modules."""
-        semantic_map = self._semantic_map()
-        mu = self.decoder([PatchFeatures(v) for v in self.features], semantic_map, self.text, None, self.noise)
-        return semantic_map.mask_logits(mu)
+        folds = self.with_projection and self.finest.device.type == "cpu"
+        return self._decode("auto", "folded" if folds else "explicit", self.finest)
 
     def plain(self) -> Tensor:
         """The same masks by the plain form."""
-        semantic_map = self.projection(self.plain_finest) if self.with_projection else self.plain_finest
-        return reference_decode(self.decoder, self.features, semantic_map, self.text, None, self.noise)
+        return self._decode("plain", "plain", self.plain_finest)
 
-    def _semantic_map(self) -> SemanticMap:
-        if not self.with_projection:
-            return ExplicitSemanticMap(self.finest)
-        return semantic_map_of(self.finest, self.projection, folded=self.finest.device.type == "cpu")
+    def _decode(self, form: Form, map_form: MapForm, finest: Tensor) -> Tensor:
+        for attention in self._attentions():
+            attention.form = form
+        semantic_map = self._semantic_map(map_form, finest)
+        patches = [Patches.of(v) for v in self.features]
+        return semantic_map.mask_logits(self.decoder(patches, semantic_map, self.text, None, self.noise).mu)
 
-    def _layers(self) -> list[tuple[BoltzmannAttention, Tensor, Tensor, Tensor | None]]:
-        """Of each layer: its cross-attention, V, the embedding of its scale, and the sets that the network draws."""
-        sets: list[Tensor | None] = []
-        patches = [PatchFeatures(v) for v in self.features]
-        self.decoder(patches, ExplicitSemanticMap(self.finest), self.text, None, self.noise, sets)
-        attentions = [cast(DecoderBlock, block).cross_attention for block in self.decoder.blocks]
-        scales = [layer % len(self.features) for layer in range(len(sets))]
-        levels = self.decoder.level_embedding
-        return [(a, self.features[s], levels[s], kept) for a, s, kept in zip(attentions, scales, sets, strict=True)]
+    def _semantic_map(self, form: MapForm, finest: Tensor) -> SemanticMap:
+        return semantic_map_of(finest, self.projection if self.with_projection else self.nothing, GRIDS, form)
 
-    def fast_cross_attention(self) -> Callable[[], None]:
-        """The network's cross-attention of every layer over its sets, and nothing else."""
-        layers, queries = self._layers(), self.decoder.query_features[None]
+    def _attentions(self) -> list[BoltzmannAttention]:
+        return [cast(DecoderBlock, block).cross_attention for block in self.decoder.blocks]
 
-        def run() -> None:
-            for attention, maps, level, kept in layers:
-                attention(queries, self.decoder.query_position, PatchFeatures(maps), level, kept)
-
-        return run
-
-    def plain_cross_attention(self) -> Callable[[], None]:
-        """The same by ``nn.MultiheadAttention`` with a mask."""
-        layers, queries = self._layers(), self.decoder.query_features[None]
+    def cross_attention(self, form: Form) -> Callable[[], None]:
+        """The cross-attention of every layer over the sets that the network draws, in one form, and nothing else."""
+        patches = [Patches.of(v) for v in self.features]
+        semantic_map = self._semantic_map("explicit", self.finest)
+        sets = self.decoder(patches, semantic_map, self.text, None, self.noise, keep_sets=True).layer_sets
+        queries = self.decoder.query_features[None]
 
         def run() -> None:
-            for module, maps, _, kept in layers:
-                keys = maps.flatten(2).transpose(1, 2)
-                mask = None if kept is None else ~kept.expand(-1, module.num_heads, -1, -1).flatten(0, 1)
-                module.attention(queries, keys, keys, attn_mask=mask, need_weights=False)
+            for layer, (attention, kept) in enumerate(zip(self._attentions(), sets or (), strict=True)):
+                scale = layer % len(patches)
+                attention.form = form
+                attention(
+                    queries, self.decoder.query_position, patches[scale], self.decoder.level_embedding[scale], kept
+                )
 
         return run
 

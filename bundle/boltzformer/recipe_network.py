@@ -78,7 +78,7 @@ def construct(definition: Mapping[str, Any], models_dir: Path) -> Any:
             raise InputError(f"{kind} has no argument {name!r}; {_nearest(name, known)}")
     if kind in FOLDER_TYPES:
         arguments["name"] = str(_inside(models_dir, str(arguments.get("name", ""))))
-        arguments["pretrained"] = False  # its weights are part of the checkpoint
+        arguments["pretrained"] = arguments.get("frozen", True)  # else its weights are part of the checkpoint
     built = {
         name: construct(value, models_dir) if isinstance(value, Mapping) else value for name, value in arguments.items()
     }

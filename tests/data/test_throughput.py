@@ -14,13 +14,13 @@ class _SlowLoader:
     def __iter__(self):
         for _ in range(self.batches):
             time.sleep(0.01)
-            yield {"image": torch.zeros(5, 1, 2, 2)}
+            yield {"label": torch.zeros(5, 1, 2, 2)}
 
 
 def test_rate_of_a_loader_of_known_speed():
     rate = measure_loader(_SlowLoader(8), seconds=0.2)
-    assert rate.slices_per_second == pytest.approx(rate.slices / rate.seconds)
-    assert 100 < rate.slices_per_second <= 505  # five slices each 10 ms, and sleeping may take longer
+    assert rate.pairs_per_second == pytest.approx(rate.pairs / rate.seconds)
+    assert 100 < rate.pairs_per_second <= 505  # five slices each 10 ms, and sleeping may take longer
     assert rate.seconds >= 0.2
     assert rate.first_batch_seconds >= 0.01
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from boltzformer.networks.attention.patches import Patches
@@ -23,13 +25,16 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
+ORACLE = Path(__file__).resolve().parents[1] / "data" / "oracle"
+
+
 def below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 @pytest.fixture(scope="module")
-def decoder_tensors(shared_dir):
-    return load_file(shared_dir / "oracle" / "decoder.safetensors")
+def decoder_tensors():
+    return load_file(ORACLE / "decoder.safetensors")
 
 
 @pytest.mark.parametrize("form", ["plain", "dense", "gathered", "kernel"])
@@ -60,8 +65,8 @@ def test_decoder_gives_the_authors_sets_and_masks(decoder_tensors, form):
 
 
 @torch.no_grad()
-def test_pixel_decoder_gives_the_authors_features(shared_dir):
-    tensors = load_file(shared_dir / "oracle" / "pixel_decoder.safetensors")
+def test_pixel_decoder_gives_the_authors_features():
+    tensors = load_file(ORACLE / "pixel_decoder.safetensors")
     weights = convert_pixel_decoder(below(tensors, "weight."))
     pixel_decoder = PixelDecoder([16, 24, 32, 48], dim=32, num_heads=4, feedforward_dim=64, encoder_layers=2)
     pixel_decoder.load_state_dict(below(weights, "pixel_decoder."))
@@ -74,8 +79,8 @@ def test_pixel_decoder_gives_the_authors_features(shared_dir):
 
 
 @torch.no_grad()
-def test_pigma_gives_the_authors_mask(shared_dir):
-    tensors = load_file(shared_dir / "oracle" / "pigma.safetensors")
+def test_pigma_gives_the_authors_mask():
+    tensors = load_file(ORACLE / "pigma.safetensors")
     pigma = PiGMA(num_queries=3)
     pigma.load_state_dict(below(convert_pigma(below(tensors, "weight.")), "pigma."))
     logits = pigma(tensors["input.query_masks"], pigma.image_share(tensors["input.image"], (256, 256)))
@@ -84,14 +89,14 @@ def test_pigma_gives_the_authors_mask(shared_dir):
     assert torch.allclose(mean_std, tensors["expected.logits_mean_std"], atol=1e-4)
 
 
-def test_whole_checkpoint_is_converted_and_the_rest_is_named(shared_dir):
+def test_whole_checkpoint_is_converted_and_the_rest_is_named():
     tensors = {}
     for file, prefix in (
         ("decoder", "sem_seg_head.predictor."),
         ("pixel_decoder", "sem_seg_head.pixel_decoder."),
         ("pigma", ""),
     ):
-        weights = below(load_file(shared_dir / "oracle" / f"{file}.safetensors"), "weight.")
+        weights = below(load_file(ORACLE / f"{file}.safetensors"), "weight.")
         tensors.update({f"model.{prefix}{key}": value for key, value in weights.items()})
     count = len(tensors)
     tensors["model.backbone.patch_embed.proj.weight"] = torch.zeros(1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import typer
 from boltzformer.apps.bundle_config import read_bundle
-from boltzformer.networks.boltzmann_attention import PatchFeatures
+from boltzformer.networks.attention.patches import Patches
 from typer.testing import CliRunner
 
 from scripts import benchmark, measuring
@@ -81,10 +81,10 @@ def test_gathered_attention_is_counted_in_full():
     case = DecoderCase(dim=16, queries=2)
     case.decoder.requires_grad_(False)
     attention = case.decoder.blocks[0].cross_attention
-    attention.gather_density = 1.1
+    attention.form = "kernel"
     kept = torch.zeros(1, 1, 2, 1024, dtype=torch.bool)
     kept[..., :10] = True
-    patches = PatchFeatures(case.features[0])
+    patches = Patches.of(case.features[0])
     arguments = (
         case.decoder.query_features[None],
         case.decoder.query_position,
@@ -98,4 +98,6 @@ def test_gathered_attention_is_counted_in_full():
     few = counted()
     kept[..., :110] = True
     assert counted() - few == 2 * 2 * 100 * 8 * 16  # scores and sums, queries, patches, heads, features
-    assert measuring.multiply_adds(case.plain_cross_attention()) > measuring.multiply_adds(case.fast_cross_attention())
+    assert measuring.multiply_adds(case.cross_attention("plain")) > measuring.multiply_adds(
+        case.cross_attention("auto")
+    )

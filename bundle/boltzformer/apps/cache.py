@@ -57,8 +57,8 @@ def main(
         )
         rate = measure_loader(loader, seconds)
         console.print(
-            f"Loader: {rate.slices_per_second:.0f} slices/s at {spatial_size} px with {workers} workers "
-            f"({rate.slices} slices in {rate.seconds:.1f} s; first batch after "
+            f"Loader: {rate.pairs_per_second:.0f} slices/s at {spatial_size} px with {workers} workers "
+            f"({rate.pairs} slices in {rate.seconds:.1f} s; first batch after "
             f"{rate.first_batch_seconds:.1f} s)"
         )
 

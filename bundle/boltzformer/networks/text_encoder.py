@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from open_clip.tokenizer import SimpleTokenizer
@@ -210,7 +211,8 @@ class HuggingFaceTextEncoder(TextEncoder):
         name: a folder with config, tokenizer and weights, or a model's name on the hub.
         context_length: tokens at most.
         pretrained: False takes the architecture and tokenizer alone and starts at random.
-        frozen: see :class:`TextEncoder`.
+        frozen: see :class:`TextEncoder`. A pretrained, frozen tower stays in its folder: its weights are no part of the
+            network's state, so that a checkpoint holds what was trained and no more.
 
     Raises:
         InputError: the folder or name cannot be loaded.
@@ -240,6 +242,9 @@ class HuggingFaceTextEncoder(TextEncoder):
         self.context_length = context_length
         self.tower = model
         self.freeze_if_asked()
+        if frozen and pretrained:
+            self.register_state_dict_post_hook(_leave_tower_out)
+            self.register_load_state_dict_pre_hook(_tower_is_there)
 
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """See :class:`TextEncoder`; padded on the right whatever the tokenizer's own side."""
@@ -261,6 +266,18 @@ class HuggingFaceTextEncoder(TextEncoder):
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
         """See :class:`TextEncoder`."""
         return self.tower(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+
+
+def _leave_tower_out(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}tower.")]:
+        del state[key]
+
+
+def _tower_is_there(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """What the state leaves out is taken as it is, so that loading can be strict about the rest."""
+    tower = cast(HuggingFaceTextEncoder, module).tower
+    for key, value in tower.state_dict().items():
+        state.setdefault(f"{prefix}tower.{key}", value)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

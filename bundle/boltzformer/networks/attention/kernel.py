@@ -1,9 +1,9 @@
 """Attention over sets of patches in one pass over their rows, for inference on a CPU.
 
 The plain form is that of :func:`.gathered.gathered_attention`, which PyTorch's operations can only compute by copying a
-set's rows and reading the copy twice. Here a chunk of a set's rows is scored and summed up while it is in the cache, with the
-softmax's maximum and denominator carried along (Milakov and Gimelshein, arXiv:1805.02867), so that each row comes from
-memory once and nothing is copied. Compiled by numba when first called, seconds once on a machine.
+set's rows and reading the copy twice. Here a chunk of a set's rows is scored and summed up while it is in the cache,
+with the softmax's maximum and denominator carried along (Milakov and Gimelshein, arXiv:1805.02867), so that each row
+comes from memory once and nothing is copied. Compiled by numba when first called, seconds once on a machine.
 """
 
 from __future__ import annotations
