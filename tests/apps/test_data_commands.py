@@ -26,7 +26,7 @@ def test_phantoms_then_cache(tmp_path):
     result = _run(cache, str(folder), "--cache-dir", str(tmp_path / "cache"), *options)
     assert result.exit_code == 0, result.output
     assert "lung nodule" in result.output
-    assert "slices/s" in result.output
+    assert "pairs/s" in result.output
 
 
 @pytest.mark.parametrize("module", [phantoms, cache])

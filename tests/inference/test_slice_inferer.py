@@ -164,7 +164,7 @@ def test_shared_encoding_equals_the_network():
     text = ["a", "b", "a", "c", "a", "b"]
     seen = []
     encode = network.encode_image
-    network.encode_image = lambda image: (seen.append(len(image)), encode(image))[1]
+    network.encode_image = lambda image, *_: (seen.append(len(image)), encode(image))[1]
     with torch.no_grad():
         shared = SharedEncodingInferer()(batch, network, text=text)
         assert seen == [3]

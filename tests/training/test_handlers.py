@@ -154,7 +154,7 @@ def test_progress_lines(make_run, tmp_path, caplog, capsys):
     assert "the loader alone gives" in lines[0]
     steps = [line for line in lines if line.startswith("training: epoch 1/2, step 2/6")]
     assert len(steps) == 1
-    for part in ("loss ", "lr ", "s/step", "slices/s", "waiting for data", "epoch ends in", "training ends in"):
+    for part in ("loss ", "lr ", "s/step", "pairs/s", "waiting for data", "epoch ends in", "training ends in"):
         assert part in steps[0]
     assert [line for line in lines if line.startswith("validation: epoch 1, step 2/2")]
     assert "training" in capsys.readouterr().err  # the bar
