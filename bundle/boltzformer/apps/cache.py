@@ -57,7 +57,7 @@ def main(
         )
         rate = measure_loader(loader, seconds)
         console.print(
-            f"Loader: {rate.pairs_per_second:.0f} slices/s at {spatial_size} px with {workers} workers "
+            f"Loader: {rate.pairs_per_second:.0f} pairs/s at {spatial_size} px with {workers} workers "
             f"({rate.pairs} slices in {rate.seconds:.1f} s; first batch after "
             f"{rate.first_batch_seconds:.1f} s)"
         )
