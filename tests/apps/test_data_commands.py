@@ -41,7 +41,18 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, module):
 def test_every_script_is_a_subcommand_and_lists_its_options():
     shown = CliRunner().invoke(cli.app, ["--help"])
     assert shown.exit_code == 0
-    for name in ("phantoms", "prepare", "cache", "statistics", "trace", "export", "convert", "demo"):
+    for name in (
+        "phantoms",
+        "prepare",
+        "cache",
+        "evaluate-bundle",
+        "evaluate-predictions",
+        "statistics",
+        "trace",
+        "export",
+        "convert",
+        "demo",
+    ):
         assert name in shown.output
         assert CliRunner().invoke(cli.app, [name, "--help"]).exit_code == 0
     made = CliRunner().invoke(cli.app, ["phantoms", "--no-such-option"])

@@ -45,6 +45,12 @@ def test_numbers_equal_a_direct_count(labels_dir):
     assert lesion["min_percent"] == pytest.approx(100 / 480)  # the one-voxel lesion
 
 
+def test_empty_label_maps_are_named(labels_dir, make_volume):
+    make_volume(labels_dir / "case_2.nii.gz", np.zeros((24, 20, 12), np.uint8))
+    cases = [LabelledCase(p, OBJECTS, "set", p.name[:6]) for p in sorted(labels_dir.glob("*"))]
+    assert dataset_statistics(cases, read_volume)["without_object"] == ["case_2"]
+
+
 def test_unreadable_label_is_listed(labels_dir):
     (labels_dir / "case_1.nii.gz").write_bytes(b"no volume")
     cases = [LabelledCase(p, OBJECTS, "set", p.name[:6]) for p in sorted(labels_dir.glob("*"))]

@@ -1,8 +1,7 @@
-"""scripts/evaluate_bundle.py: a small real network on a small dataset, from volumes to the report."""
+"""`boltzformer evaluate-bundle`: a small real network on a small dataset, from volumes to the report."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from boltzformer.apps.evaluate_bundle import main
 from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.measures.cases import LabelledCase
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
@@ -19,16 +19,12 @@ from typer.testing import CliRunner, Result
 
 from tests.support import SMALL_NETWORK, small_network, write_json
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate_bundle.py"
 OBJECTS = {"1": "liver lesion", "2": "left kidney"}
 
 
 def run(*arguments) -> Result:
-    spec = importlib.util.spec_from_file_location("evaluate_bundle", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     app = typer.Typer()
-    app.command()(module.main)
+    app.command()(main)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -77,6 +73,22 @@ def test_a_broken_image_costs_its_own_case(options, dataset, tmp_path):
     assert written["volumes"]["overall"]["n"] == 2
     assert [failure["case"] for failure in written["failures"]] == ["case_1.nii.gz"]
     assert "1 could not be scored" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_key_of_the_config_can_be_set(options, tmp_path):
+    done = run(
+        *options, "--output-dir", tmp_path / "out", "--limit", 1, "--set", "axis=1", "--set", "window=[-200, 300]"
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["axis"] == 1
+
+
+def test_a_misspelt_key_names_the_nearest(options, tmp_path):
+    done = run(*options, "--output-dir", tmp_path / "out", "--set", "windw=lung")
+    assert done.exit_code == 2
+    assert "no key 'windw'; did you mean 'window'?" in done.stderr
+    done = run(*options, "--output-dir", tmp_path / "out", "--set", "window")
+    assert "key=value" in done.stderr
 
 
 def test_wrong_weights_are_one_line(options, tmp_path):

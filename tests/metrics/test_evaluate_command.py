@@ -1,32 +1,27 @@
-"""The command line of scripts/evaluate_predictions.py."""
+"""`boltzformer evaluate-predictions`."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import numpy as np
 import pytest
 import typer
+from boltzformer.apps.evaluate_predictions import main
+from boltzformer.data.cases import load_cases
+from boltzformer.errors import InputError
 from typer.testing import CliRunner, Result
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate_predictions.py"
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_predictions", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def run(*arguments) -> Result:
     """In this process: starting a new one takes seconds. One test below starts the real command."""
     app = typer.Typer()
-    app.command()(load_script().main)
+    app.command()(main)
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
@@ -93,3 +88,57 @@ def test_bad_settings_are_one_line(dataset, exact_predictions, tmp_path, extra, 
     assert done.exit_code == 2
     assert message in done.stderr
     assert isinstance(done.exception, SystemExit)
+
+
+def write_lists(dataset: Path, **lists: int) -> None:
+    """Rewrite dataset.json with its three cases dealt out to the named lists."""
+    content = json.loads((dataset / "dataset.json").read_text())
+    items = content.pop("validation")
+    content.pop("training")
+    for name, count in lists.items():
+        content[name], items = items[:count], items[count:]
+    (dataset / "dataset.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def with_images(dataset, labels_dir, make_volume) -> Path:
+    for path in labels_dir.glob("*"):
+        (dataset / "images").mkdir(exist_ok=True)
+        (dataset / "images" / path.name).write_bytes(path.read_bytes())
+    return dataset
+
+
+def test_a_split_list_is_said_and_all_takes_everything(with_images, exact_predictions, tmp_path, caplog):
+    write_lists(with_images, training=3)
+    done = run(exact_predictions, with_images, "--output-dir", tmp_path / "split")
+    assert "1 of 3 cases (1 of 3 patients, 20 % split)" in caplog.text
+    assert json.loads((tmp_path / "split" / "summary.json").read_text())["cases"] == 1
+    done = run(exact_predictions, with_images, "--output-dir", tmp_path / "all", "--section", "all")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads((tmp_path / "all" / "summary.json").read_text())["cases"] == 3
+
+
+def test_a_held_out_list_may_be_alone(with_images, exact_predictions, tmp_path):
+    write_lists(with_images, validation=3)
+    assert len(load_cases(with_images, "validation")) == 3
+    with pytest.raises(InputError, match="no `training` list"):
+        load_cases(with_images, "training")
+    done = run(exact_predictions, with_images, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_cases_with_an_empty_label_map_are_named(dataset, exact_predictions, tmp_path, make_volume):
+    make_volume(dataset / "labels" / "case_1.nii.gz", np.zeros((24, 20, 12), np.uint8))
+    done = run(exact_predictions, dataset, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 0, done.stderr
+    assert "1 of 3 cases are in no number" in " ".join(done.stdout.split())
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["without_rows"] == ["case_1"]
+    assert "1 of 3 cases are in no number" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_hidden_files_are_no_labels(labels_dir, exact_predictions, tmp_path):
+    (labels_dir / "._case_0.nii.gz").write_bytes(b"AppleDouble")
+    names = tmp_path / "objects.json"
+    names.write_text(json.dumps({"1": "liver lesion", "2": "left kidney"}))
+    done = run(exact_predictions, labels_dir, "--output-dir", tmp_path / "out", "--objects", names)
+    assert done.exit_code == 0, done.stderr

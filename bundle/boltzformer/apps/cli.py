@@ -9,6 +9,8 @@ from boltzformer.apps import (
     convert,
     demo,
     doctor,
+    evaluate_bundle,
+    evaluate_predictions,
     experiment,
     export,
     info,
@@ -37,6 +39,8 @@ app.command("phantoms")(phantoms.main)
 app.add_typer(prepare.app, name="prepare")
 app.command("cache")(cache.main)
 app.command("experiment")(experiment.main)
+app.command("evaluate-bundle")(evaluate_bundle.main)
+app.command("evaluate-predictions")(evaluate_predictions.main)
 app.command("statistics")(statistics.main)
 app.command("trace")(trace.main)
 app.command("export")(export.main)

@@ -39,6 +39,8 @@ def main(
             found = dataset_statistics(cases, read_volume, axis, progress=lambda name: status.update(f"reading {name}"))
         add_published(found["objects"], figures)
         console.print(statistics_table(found))
+        if empty := found["without_object"]:
+            console.print(f"{len(empty)} of {len(cases)} label maps are empty: {', '.join(empty)}", markup=False)
         if output_dir is not None:
             added = [f"published_{column}" for column in COLUMNS] if figures else []
             columns = [*COLUMNS, *(name for name in added if any(name in row for row in found["objects"]))]

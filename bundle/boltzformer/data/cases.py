@@ -70,10 +70,17 @@ def load_cases(
     other = "validation" if section == "training" else "training"
     if section != "test":
         if content.get("validation"):
-            _check_apart(cases, _section_cases(content, path, other, patient_pattern), path)
+            if content.get(other):  # a held-out set may have a `validation` list alone
+                _check_apart(cases, _section_cases(content, path, other, patient_pattern), path)
         else:
             pool = _section_cases(content, path, "training", patient_pattern)
             cases = _split(pool, section, validation_share, seed, path)
+            if section == "validation":
+                patients = [len({case["patient"] for case in some}) for some in (cases, pool)]
+                logger.warning(
+                    "%s has no `validation` list: %d of %d cases (%d of %d patients, %.0f %% split) are taken for it.",
+                    *(path, len(cases), len(pool), *patients, 100 * validation_share),
+                )
     if not cases:
         raise InputError(f"{path}: the {section} list is empty; add items with `image` and `label`.")
     _check_files(cases, path)

@@ -1,6 +1,5 @@
 """Ignite handlers: this room's numbers while a MONAI evaluator runs, right under torch.distributed."""
 
-from boltzformer.metrics.handlers.calibration import CalibrationHandler
 from boltzformer.metrics.handlers.slices import SizeBucketDiceHandler
 
-__all__ = ["CalibrationHandler", "SizeBucketDiceHandler"]
+__all__ = ["SizeBucketDiceHandler"]

@@ -25,6 +25,7 @@ class Evaluation:
     volumes: list[VolumeRow] = field(default_factory=list)
     lesions: list[LesionRow] = field(default_factory=list)
     calibration: dict[str, Calibration] = field(default_factory=dict)
+    without_rows: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     failures: list[dict[str, str]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -35,6 +36,8 @@ class Evaluation:
         self.volumes.extend(result.volumes)
         self.lesions.extend(result.lesions)
         self.failures.extend(result.failures)
+        if not result.slices and not result.failures:
+            self.without_rows.append(result.case)
         self.left_out.update(result.left_out)
         for name, collected in result.calibration.items():
             self.calibration.setdefault(name, Calibration()).merge(collected)

@@ -111,6 +111,11 @@ def print_evaluation(summary: Mapping[str, Any], console: Console) -> None:
                 f"Calibration error {number(before['ece'], 4)}, with temperature {number(overall['temperature'], 2)} "
                 f"{number(after['ece'], 4)} ({overall['after_is']})"
             )
+    if empty := summary["without_rows"]:
+        console.print(
+            f"{len(empty)} of {summary['cases']} cases are in no number, for their label map is empty and nothing says "
+            f"that its objects were annotated (--absent-is-negative counts them): {escape(', '.join(empty))}"
+        )
     if summary["left_out"]:
         left = ", ".join(f"{name} ({count})" for name, count in summary["left_out"].items())
         console.print(f"Left out, absent from the label map and not known to be annotated: {escape(left)}")

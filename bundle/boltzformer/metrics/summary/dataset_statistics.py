@@ -40,12 +40,13 @@ def dataset_statistics(
     Returns:
         ``objects``: a row for each (dataset, object): ``slices`` that hold it (the table's support), ``volumes``,
         ``patients``; mean, median, least and largest area in % of the slice; median equivalent diameter on a slice in
-        mm and volume in mm3; ``buckets``: slices per size bucket. ``axis``, and ``failures``: label maps that cannot
-        be read, with the reason.
+        mm and volume in mm3; ``buckets``: slices per size bucket.
+        ``axis``; ``without_object``: cases whose label map is empty; and ``failures``: label maps that cannot be read,
+        with the reason.
     """
     buckets = Buckets(tuple(percent_edges), " %")
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    failures = []
+    failures, empty = [], []
     for case in cases:
         if progress is not None:
             progress(case.name)
@@ -56,6 +57,8 @@ def dataset_statistics(
         except InputError as error:
             failures.append({"case": case.name, "object": "", "error": str(error)})
             continue
+        if not label.array.any():
+            empty.append(case.name)
         for value, name in case.objects.items():
             mask = label.array == value
             if not mask.any():
@@ -71,7 +74,7 @@ def dataset_statistics(
         {"dataset": dataset, "object": name, **_describe(entry, buckets)}
         for (dataset, name), entry in sorted(found.items())
     ]
-    return {"axis": axis, "objects": objects, "failures": failures}
+    return {"axis": axis, "objects": objects, "without_object": empty, "failures": failures}
 
 
 def _empty() -> dict[str, Any]:

@@ -45,6 +45,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         if evaluation.calibration
         else None,
         "intervals": all_intervals(evaluation.slices, evaluation.volumes, evaluation.lesions, catalogue),
+        "without_rows": sorted(evaluation.without_rows),
         "left_out": dict(sorted(evaluation.left_out.items())),
         "failures": evaluation.failures,
     }
