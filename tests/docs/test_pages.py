@@ -74,7 +74,7 @@ def test_every_key_is_in_the_list_of_options():
             if not isinstance(value, dict) and key not in {"imports", "initialize", "run", "handlers"}:
                 plain.add(key)
     made_from_others = {key for key in plain if key in {"training", "evaluating", "inference", "network", "on_cpu"}}
-    derived = {"total_steps", "autocast"}
+    derived = {"total_steps", "autocast", "cases"}
     assert plain - made_from_others - derived - listed == set()
     assert listed - known - {"decodings"} == set()
 
