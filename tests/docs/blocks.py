@@ -32,7 +32,8 @@ def blocks(page: Path, language: str = "", about: str | None = None) -> list[Blo
 
 def commands(page: Path) -> list[list[str]]:
     """The words of each shell command of a page."""
-    lines = [line for block in blocks(page) if block.language in ("bash", "") for line in block.text.splitlines()]
+    shell = [block.text.replace("\\\n", " ") for block in blocks(page) if block.language in ("bash", "")]
+    lines = [line for text in shell for line in text.splitlines()]
     parsed = [shlex.split(line, comments=True) for line in lines]
     return [words for words in parsed if words]
 
