@@ -109,3 +109,33 @@ def test_probability_zero_passes_the_item_on():
 def test_bad_arguments(arguments):
     with pytest.raises(InputError, match="RandSliceAffined"):
         RandSliceAffined(**arguments)
+
+
+@pytest.mark.parametrize("degrees", [90.0, -90.0])
+def test_a_turn_by_any_angle_goes_the_way_of_quarter_turns(degrees):
+    image = torch.rand(2, 20, 20)
+    moved = move_slice(image, 0, (0.1, -0.05), 1.0, degrees)
+    expected = move_slice(image, 1 if degrees > 0 else 3, (0.1, -0.05), 1.0)
+    assert torch.allclose(moved, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("turns", [0, 3])
+def test_small_turns_equal_a_plain_affine(turns):
+    image = np.random.default_rng(turns).random((24, 24)).astype(np.float32)
+    result = move_slice(torch.from_numpy(image)[None], turns, (0.07, -0.1), 0.93, degrees=12.0)[0]
+    np.testing.assert_allclose(result, _plain(image, turns + 12 / 90, (0.07, -0.1), 0.93), atol=1e-4)
+
+
+def test_several_masks_move_as_each_alone_and_a_dataset_has_its_own_shift():
+    item = {"image": torch.rand(1, 32, 32), "label": (torch.rand(3, 32, 32) > 0.9).float(), "dataset": "crops"}
+    transform = RandSliceAffined(prob=1.0, shift={"crops": 0.4, "*": 0.0}, scale=0.0, turn=False, angle=10)
+    moved = transform.set_random_state(seed=3)(item)
+    for k in range(3):
+        alone = transform.set_random_state(seed=3)({**item, "label": item["label"][k : k + 1]})
+        assert torch.equal(alone["label"], moved["label"][k : k + 1])
+    assert max(abs(share) for share in transform.offset) > 0.1
+    assert 0 < abs(transform.degrees) <= 10
+    transform.set_random_state(seed=3)({**item, "dataset": "other"})
+    assert transform.offset == (0.0, 0.0)
+    with pytest.raises(InputError, match="45"):
+        RandSliceAffined(angle=50)

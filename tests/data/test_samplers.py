@@ -88,3 +88,19 @@ def test_bad_arguments(data):
         CaseBatchSampler(data, 1, num_replicas=len(data) + 1, rank=0)
     with pytest.raises(InputError, match="shared out"):
         EpochSampler(data, 2, num_replicas=3, rank=0)
+
+
+def test_balance_draws_rare_objects_as_often(make_case, tmp_path):
+    label = np.zeros((8, 8, 40), np.uint8)
+    label[2, 2, :36], label[5, 5, 38] = 1, 2
+    data = SliceDataset([make_case(label=label)], tmp_path / "cache", training=True, progress=False, num_workers=1)
+    sampler = EpochSampler(data, num_samples=4, object_balance=1.0)
+    rare = 0
+    for epoch in range(60):
+        sampler.set_epoch(epoch)
+        chosen = list(sampler)
+        assert len(set(chosen)) == 4
+        rare += any(data.locate(index)[2] == 2 for index in chosen)
+    assert rare > 50  # it is 1 of 37 examples: without balance 4 of 37 epochs, here all but 1 in 2^4
+    with pytest.raises(InputError, match="samples_per_epoch"):
+        EpochSampler(data, object_balance=1.0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from boltzformer.data.augmentation import RandSliceAffined
 from boltzformer.data.cases import load_cases
+from boltzformer.data.collate import collate_prompts
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.data.slice_transforms import ResizeSliced
 from boltzformer.data.windows import IntensityWindow, apply_window, intensity_quantiles
@@ -287,3 +288,58 @@ def test_everything_is_declared_in_json(phantom_dir, tmp_path):
     for batch, again in zip(batches, loader, strict=True):
         assert torch.equal(batch["image"], again["image"])
         assert batch["text"] == again["text"]
+
+
+def test_a_slice_comes_once_with_its_prompts(dataset, make_case):
+    data = dataset([make_case()], training=True, prompts_per_slice=3, window=[-500, 700])
+    assert len(data) == 2  # slices 2 and 3, not three pairs
+    both, alone = data[0], data[1]
+    assert set(both["object"]) == {"block", "dot"}
+    assert alone["object"] == ("block",) * 3
+    assert len(set(alone["text"])) == 3  # another wording each time
+    truth = dataset([make_case()], window=[-500, 700])
+    masks = {truth[i]["object"]: truth[i]["label"][0] for i in range(2)}
+    assert both["label"].shape == (3, 12, 10)
+    for name, mask in zip(both["object"], both["label"], strict=True):
+        assert torch.equal(mask, masks[name])
+    assert _same(both, data[0])
+    drawn = set()
+    for epoch in range(12):
+        data.set_epoch(epoch)
+        drawn.add(data[0]["object"])
+    assert drawn == {("block", "dot", "block"), ("dot", "block", "dot")}  # one twice, each in its turn
+
+
+def test_absent_objects_are_the_negatives_of_a_slice(dataset, make_case):
+    data = dataset([make_case()], training=True, prompts_per_slice=4, negative_share=0.7)
+    item = data[1]  # the dot is annotated in this case, and not in slice 3
+    present = item["label"].flatten(1).any(1)
+    assert [name == "block" for name in item["object"]] == present.tolist()
+    assert present[0]
+    assert not present.all()
+    with pytest.raises(InputError, match="prompts_per_slice"):
+        dataset([make_case()], prompts_per_slice=2)
+
+
+def test_prompts_are_collated_side_by_side(dataset, make_case):
+    data = dataset([make_case()], training=True, prompts_per_slice=3)
+    batch = collate_prompts([data[0], data[1]])
+    assert batch["image"].shape == (2, 1, 12, 10)
+    assert batch["label"].shape == (6, 1, 12, 10)
+    assert batch["text"] == [*data[0]["text"], *data[1]["text"]]
+    assert torch.equal(batch["label"][4, 0], data[1]["label"][1])
+    single = dataset([make_case()])
+    pairs, plain = collate_prompts([single[0], single[1]]), default_collate([single[0], single[1]])
+    assert pairs.keys() == plain.keys()
+    assert torch.equal(pairs["label"], plain["label"])
+    assert pairs["text"] == plain["text"]
+
+
+@pytest.mark.parametrize("prompts_per_slice", [1, 2])
+def test_weights_by_object_give_each_object_its_share(dataset, make_case, prompts_per_slice):
+    data = dataset([make_case()], training=True, prompts_per_slice=prompts_per_slice)
+    weights = data.object_weights(1.0)  # two pairs of the block, one of the dot
+    expected = [0.25, 0.5, 0.25] if prompts_per_slice == 1 else [0.75, 0.25]
+    order = [data.locate(i)[2] for i in range(len(data))] if prompts_per_slice == 1 else None
+    assert weights.tolist() == pytest.approx(expected), order
+    assert data.object_weights(0.0).tolist() == pytest.approx([1 / 3] * 3 if prompts_per_slice == 1 else [2 / 3, 1 / 3])

@@ -1,0 +1,98 @@
+"""The loss of a training step, and the inferer that gives it what it looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.inferers import Inferer
+from torch import Tensor, nn
+
+from boltzformer.errors import InputError
+
+
+class DecodedLoss(nn.Module):
+    """Mask loss of the (slice, prompt) pairs; optionally of the layers' masks, and of the existence score.
+
+    With an existence term the mask terms see only pairs whose object is there: an empty mask is then the score's
+    business. Without one they see all pairs, as in the paper.
+
+    Args:
+        mask_loss: (logits (B, 1, H, W), masks (B, 1, H, W)) -> scalar; Dice and cross-entropy in the paper.
+        layer_loss_weight: of the mean over the layers of ``mask_loss`` between the mean of the queries' masks at the
+            layer's patch grid and the share of each patch that the object covers; 0 is the paper's.
+        existence_weight: of the cross-entropy between the existence score and whether the mask holds any pixel.
+
+    Raises:
+        InputError: a weight below 0; on a call, an existence term for a network without existence head.
+    """
+
+    def __init__(
+        self,
+        mask_loss: Callable[[Tensor, Tensor], Tensor],
+        layer_loss_weight: float = 0.0,
+        existence_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if layer_loss_weight < 0 or existence_weight < 0:
+            raise InputError("layer_loss_weight and existence_weight must be 0 or more.")
+        self.mask_loss = mask_loss
+        self.layer_loss_weight, self.existence_weight = layer_loss_weight, existence_weight
+
+    @property
+    def needs_everything(self) -> bool:
+        """Whether logits alone are not enough."""
+        return self.layer_loss_weight > 0 or self.existence_weight > 0
+
+    def forward(self, found: Any, label: Tensor) -> Tensor:
+        """Loss of B pairs.
+
+        Args:
+            found: mask logits (B, 1, H, W), or all that the network found (`networks.boltzformer.Decoded`).
+            label: masks (B, 1, H, W) of 0 and 1.
+        """
+        if isinstance(found, Tensor):
+            return self.mask_loss(found, label)
+        present = label.flatten(1).any(1)
+        # multiplied instead of chosen: a choice would make the host wait for the device
+        seen = present if self.existence_weight else torch.ones_like(present)
+        loss = self._masked(found.logits, label, seen)
+        if self.layer_loss_weight:
+            terms = []
+            for masks in found.layer_masks:
+                coverage = F.adaptive_avg_pool2d(label, tuple(masks.shape[-2:]))
+                terms.append(self._masked(masks.mean(1, keepdim=True), coverage, seen))
+            loss = loss + self.layer_loss_weight * torch.stack(terms).mean()
+        if self.existence_weight:
+            if found.existence is None:
+                raise InputError("existence_weight is above 0, but the network has no existence head: set `existence`.")
+            score = F.binary_cross_entropy_with_logits(found.existence, present.to(found.existence.dtype))
+            loss = loss + self.existence_weight * score
+        return loss
+
+    def _masked(self, logits: Tensor, label: Tensor, seen: Tensor) -> Tensor:
+        """The mask loss over the pairs that are seen; pair by pair only where some are not."""
+        if not self.existence_weight:
+            return self.mask_loss(logits.float(), label)
+        each = torch.stack([self.mask_loss(x[None], y[None]) for x, y in zip(logits.float(), label, strict=True)])
+        return (each * seen).sum() / seen.sum().clamp(min=1)
+
+
+class TrainingInferer(Inferer):
+    """MONAI inferer: asks the network for all that a loss needs, and no more.
+
+    Args:
+        loss: the run's loss.
+    """
+
+    def __init__(self, loss: DecodedLoss) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Logits, or with a loss on more than masks the network's `Decoded`."""
+        if self.loss.needs_everything:
+            kwargs["everything"] = True
+        return network(inputs, *args, **kwargs)
