@@ -136,6 +136,9 @@ def test_keep_previous(tmp_path):
     assert keep_previous(tmp_path / "absent.pt") is None
     (tmp_path / "model.pt").write_text("old")
     kept = keep_previous(tmp_path / "model.pt", tmp_path / "run")
-    assert kept == tmp_path / "run" / "previous_model.pt"
+    assert kept == tmp_path / "run" / "previous_001_model.pt"
     assert kept.read_text() == "old"
     assert not (tmp_path / "model.pt").exists()
+    (tmp_path / "model.pt").write_text("newer")
+    assert keep_previous(tmp_path / "model.pt", tmp_path / "run") == tmp_path / "run" / "previous_002_model.pt"
+    assert kept.read_text() == "old"

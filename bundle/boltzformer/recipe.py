@@ -164,6 +164,23 @@ def check_override(
     )
 
 
+def check_same_recipe(own: Mapping[str, Any], checkpoint: str | os.PathLike[str], override: Sequence[str]) -> None:
+    """Refuse to take a run up again with other settings of the input than it was begun with.
+
+    Args:
+        own: the recipe of the run that goes on.
+        checkpoint: the state it takes up; one without a recipe is not compared.
+        override: settings that may differ.
+
+    Raises:
+        InputError: names the first setting that differs, with both values.
+    """
+    stated = (read_recipe(checkpoint) or {}).get("input", {})
+    for name, value in own["input"].items():
+        if name in stated and stated[name] != value:
+            check_override(name, value, stated[name], checkpoint, override)
+
+
 def _settled(name: str, value: Any) -> Any:
     """A setting in the one form that recipes hold."""
     if name not in DEFAULTS:

@@ -11,6 +11,7 @@ import secrets
 import shutil
 import zipfile
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -138,7 +139,9 @@ def _first_line(error: Exception) -> str:
 
 
 def keep_previous(path: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """Move a file that is about to be replaced by another run's aside, as `previous_<name>`.
+    """Move a file that is about to be replaced by another run's aside, as `previous_<number>_<name>`.
+
+    The number is the first free one from 001 on: what was kept once is never replaced.
 
     Args:
         path: the file; nothing happens where there is none.
@@ -153,7 +156,9 @@ def keep_previous(path: str | os.PathLike[str], folder: str | os.PathLike[str] |
     path = Path(path)
     if not path.is_file():
         return None
-    kept = Path(folder if folder is not None else path.parent) / f"previous_{path.name}"
+    target = Path(folder if folder is not None else path.parent)
+    taken = (target / f"previous_{number:03d}_{path.name}" for number in count(1))
+    kept = next(name for name in taken if not os.path.lexists(name))
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, kept)

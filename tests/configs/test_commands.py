@@ -121,7 +121,7 @@ def test_inference_of_what_was_trained(trained, run_bundle, tmp_path):
 
 def test_killed_training_resumes_to_the_same_result(trained, run_bundle, tmp_path):
     command = bundle_command("training", "configs/train.json", trained.overlay)
-    long = ["--max_epochs", "4", "--checkpoint_every_steps", "7"]
+    long = ["--max_epochs", "4", "--checkpoint_every_minutes", "0.0001"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_bundle([*command, *settings(whole, trained.dataset), *long])
 

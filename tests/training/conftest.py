@@ -15,7 +15,7 @@ from boltzformer.data.samplers import EpochSampler
 from boltzformer.training.checkpoint import BestWeights, RunCheckpoint
 from boltzformer.training.early_stopping import EarlyStoppingOnValidation
 from boltzformer.training.gradients import ClipGradients
-from boltzformer.training.schedule import warmup_cosine
+from boltzformer.training.schedule import WarmupCosine
 from boltzformer.training.validation_loss import ValidationLoss
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
 from monai.handlers import LrScheduleHandler, MeanDice, ValidationHandler, from_engine
@@ -63,7 +63,7 @@ def build_run(
     output_dir: Path,
     *,
     resume: bool | str = False,
-    every_steps: int = 0,
+    every_minutes: float = 0,
     max_epochs: int = 4,
     width: int = 4,
     patience: int = 10,
@@ -79,7 +79,7 @@ def build_run(
     loader = DataLoader(
         data, batch_size=2, sampler=EpochSampler(data, seed=3), num_workers=num_workers, generator=torch.Generator()
     )
-    schedule = warmup_cosine(optimizer, warmup_steps=3, total_steps=max_epochs * len(loader))
+    schedule = WarmupCosine(optimizer, warmup_steps=3, total_steps=max_epochs * len(loader))
     loss = DiceCELoss(sigmoid=True, squared_pred=True)
     best = BestWeights(network, output_dir / "model.pt", output_dir)
     validator = SupervisedEvaluator(
@@ -94,7 +94,7 @@ def build_run(
     stopping = EarlyStoppingOnValidation(validator, patience)
     states = {"optimizer": optimizer, "schedule": schedule, "early_stopping": stopping, "best_weights": best}
     handlers = [
-        RunCheckpoint(output_dir, network, states, validator, resume, every_steps),
+        RunCheckpoint(output_dir, network, states, validator, resume, every_minutes),
         LrScheduleHandler(schedule, epoch_level=False, print_lr=False),
         ClipGradients(network.parameters(), 1.0),
         ValidationHandler(1, validator),

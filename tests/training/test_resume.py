@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import random
 import resource
+import signal
 
 import numpy as np
 import pytest
 import torch
 from boltzformer.errors import InputError
 from boltzformer.training.random_state import capture_random_state, restore_random_state
+from boltzformer.weights import save_atomically
 from ignite.engine import Events
 from torch import nn
 
@@ -48,16 +52,16 @@ def _assert_same(first, second):
 
 
 @pytest.mark.parametrize(
-    ("every_steps", "killed_after", "num_workers"),
-    [(0, 15, 0), (4, 15, 0), (4, 9, 0), (0, 12, 0), (5, 23, 0), (4, 15, 2)],
+    ("every_minutes", "killed_after", "num_workers"),
+    [(0, 15, 0), (1e-9, 15, 0), (1e-9, 9, 0), (0, 12, 0), (1e-9, 23, 0), (1e-9, 15, 2)],
 )
-def test_resumed_equals_uninterrupted(make_run, tmp_path, every_steps, killed_after, num_workers):
+def test_resumed_equals_uninterrupted(make_run, tmp_path, every_minutes, killed_after, num_workers):
     whole = make_run(tmp_path / "whole", num_workers=num_workers)
     whole.trainer.run()
     after_whole = torch.rand(4)
 
-    _kill_after(make_run(tmp_path / "cut", every_steps=every_steps, num_workers=num_workers), killed_after)
-    cut = make_run(tmp_path / "cut", every_steps=every_steps, resume=True, num_workers=num_workers)
+    _kill_after(make_run(tmp_path / "cut", every_minutes=every_minutes, num_workers=num_workers), killed_after)
+    cut = make_run(tmp_path / "cut", every_minutes=every_minutes, resume=True, num_workers=num_workers)
     random.seed(1234)  # whatever the new process drew before
     torch.rand(17)
     cut.trainer.run()
@@ -115,8 +119,8 @@ def test_new_run_keeps_the_earlier_one(make_run, tmp_path):
     old_state = (tmp_path / "last.pt").read_bytes()
     old_best = (tmp_path / "model.pt").read_bytes()
     make_run(tmp_path, max_epochs=2).trainer.run()
-    assert (tmp_path / "previous_last.pt").read_bytes() == old_state
-    assert (tmp_path / "previous_model.pt").read_bytes() == old_best
+    assert (tmp_path / "previous_001_last.pt").read_bytes() == old_state
+    assert (tmp_path / "previous_001_model.pt").read_bytes() == old_best
     assert (tmp_path / "last.pt").read_bytes() != old_state
 
 
@@ -185,3 +189,163 @@ def test_full_disk_ends_training_and_keeps_the_good_checkpoint(make_run, tmp_pat
     run = make_run(tmp_path, max_epochs=3, resume=True)
     run.trainer.run()
     assert run.trainer.state.epoch == 3
+
+
+def test_three_runs_in_one_folder_lose_nothing(make_run, tmp_path):
+    contents = []
+    for epochs in (1, 2, 3):
+        make_run(tmp_path, max_epochs=epochs).trainer.run()
+        contents.append([(tmp_path / name).read_bytes() for name in ("last.pt", "model.pt")])
+    for number, (last, best) in enumerate(contents[:2], start=1):
+        assert (tmp_path / f"previous_{number:03d}_last.pt").read_bytes() == last
+        assert (tmp_path / f"previous_{number:03d}_model.pt").read_bytes() == best
+
+
+def test_kill_between_best_and_state_loses_no_earlier_best(make_run, tmp_path):
+    make_run(tmp_path, max_epochs=1).trainer.run()
+    earlier = (tmp_path / "model.pt").read_bytes()
+    second = make_run(tmp_path, max_epochs=1)
+    second.train_handlers[0]._save = lambda engine: (_ for _ in ()).throw(Killed)  # after model.pt, before last.pt
+    with pytest.raises(Killed):
+        second.trainer.run()
+    make_run(tmp_path, max_epochs=1, resume=True).trainer.run()
+    kept = [path.read_bytes() for path in tmp_path.glob("previous_*_model.pt")]
+    assert earlier in kept
+    assert len(kept) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_a_resumed_run_equals_the_whole(make_run, tmp_path, caplog, number):
+    whole = make_run(tmp_path / "whole")
+    whole.trainer.run()
+    cut = make_run(tmp_path / "cut")
+    cut.trainer.add_event_handler(Events.ITERATION_STARTED(once=9), lambda engine: os.kill(os.getpid(), number))
+    cut.trainer.run()
+    assert cut.trainer.state.iteration == 9
+    assert "stopped at epoch 2, step 9" in caplog.text
+    with pytest.raises(SystemExit) as left:
+        cut.train_handlers[0].leave()
+    assert left.value.code == 128 + number
+    again = make_run(tmp_path / "cut", resume=True)
+    again.trainer.run()
+    again.train_handlers[0].leave()
+    _assert_same(whole, again)
+
+
+def test_checkpoints_inside_an_epoch_by_time(make_run, tmp_path, monkeypatch):
+    run = make_run(tmp_path, max_epochs=1, every_minutes=5)
+    clock = [0.0]
+    monkeypatch.setattr("boltzformer.training.checkpoint.time.monotonic", lambda: clock[0])
+    saved = []
+    save = run.train_handlers[0]._save
+
+    def note(engine):
+        saved.append(engine.state.iteration)
+        save(engine)
+
+    run.train_handlers[0]._save = note
+
+    def tick(engine):
+        clock[0] += 120.0
+
+    run.trainer.add_event_handler(Events.ITERATION_STARTED, tick)
+    run.trainer.run()
+    assert saved == [3, 6]  # 6 minutes, and the end of the epoch
+
+
+def test_no_checkpoint_between_accumulated_gradients(make_run, tmp_path):
+    run = make_run(tmp_path, max_epochs=1, every_minutes=1e-9)
+    run.trainer.accumulation_steps = 4
+    saved = []
+    run.train_handlers[0]._save = lambda engine: saved.append(engine.state.iteration)
+    run.trainer.run()
+    assert saved == [4, 6]
+
+
+def test_a_finished_run_says_so(make_run, tmp_path, caplog):
+    make_run(tmp_path, max_epochs=1).trainer.run()
+    make_run(tmp_path, max_epochs=1, resume=True).trainer.run()
+    assert "all 1 epochs are done; raise max_epochs" in caplog.text
+
+
+def test_a_longer_run_goes_on_from_its_rate(make_run, tmp_path):
+    first = make_run(tmp_path, max_epochs=2)
+    first.trainer.run()
+    reached = first.optimizer.param_groups[0]["lr"]
+    longer = make_run(tmp_path, max_epochs=6, resume=True)
+    rates = []
+    longer.trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: rates.append(longer.optimizer.param_groups[0]["lr"])
+    )
+    longer.trainer.run()
+    assert len(rates) == 24
+    assert max(rates) <= reached * (1 + 1e-6)
+    assert reached < 0.02 * 1e-2
+
+
+def test_another_window_is_refused_on_resume(make_run, tmp_path):
+    network = {"type": "Small"}
+    recipes = [{"network": network, "input": {"window": w, "axis": 2, "num_adjacent": 0}} for w in ("lung", "bone")]
+    first = make_run(tmp_path, max_epochs=1)
+    first.train_handlers[0].recipe = recipes[0]
+    first.trainer.run()
+    other = make_run(tmp_path, max_epochs=2, resume=True)
+    other.train_handlers[0].recipe = recipes[1]
+    with pytest.raises(InputError, match=r"window is 'bone' here, but .*last\.pt was trained with 'lung'"):
+        other.trainer.run()
+
+
+def test_scaler_and_best_weights_are_restored(make_run, tmp_path):
+    def scaler(scale):
+        return torch.amp.GradScaler("cpu", init_scale=scale)
+
+    first = make_run(tmp_path, max_epochs=1)
+    first.trainer.add_event_handler(
+        Events.EPOCH_COMPLETED, lambda engine: setattr(engine, "scaler", scaler(32.0))
+    )  # before the save, which is registered when the run starts
+    first.trainer.run()
+    again = make_run(tmp_path, max_epochs=2, resume=True)
+    started = again.trainer._event_handlers[Events.STARTED]
+    again.trainer.add_event_handler(Events.STARTED, lambda engine: setattr(engine, "scaler", scaler(8.0)))
+    started.insert(0, started.pop())
+    seen = []
+
+    def look(engine):
+        seen.append(engine.scaler.get_scale())
+        engine.scaler = None  # this run computes without it
+
+    again.trainer.add_event_handler(Events.EPOCH_STARTED(once=2), look)
+    again.trainer.run()
+    assert seen == [32.0]
+    assert again.trainer.state.epoch == 2
+    assert not list(tmp_path.glob("previous_*"))  # model.pt was this run's own, not another's to be moved aside
+
+
+def test_damaged_state_is_refused_in_one_line(make_run, tmp_path):
+    make_run(tmp_path, max_epochs=1).trainer.run()
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    content["network"]["0.bias"][0] = float("nan")
+    save_atomically(content, tmp_path / "last.pt")
+    with pytest.raises(InputError, match=r"last\.pt holds values that are no numbers .*network\.0\.bias"):
+        make_run(tmp_path, max_epochs=2, resume=True).trainer.run()
+
+
+def test_best_is_the_highest_dice_not_the_last_and_not_the_lowest_loss(make_run, tmp_path):
+    run = make_run(tmp_path, max_epochs=3)
+    forced = {1: (0.5, 3.0), 2: (0.9, 2.0), 3: (0.3, 1.0)}  # epoch: Dice, loss
+
+    def force(engine):
+        engine.state.metrics["val_dice"], engine.state.metrics["val_loss"] = forced[engine.state.epoch]
+
+    handlers = run.validator._event_handlers[Events.EPOCH_COMPLETED]
+    run.validator.add_event_handler(Events.EPOCH_COMPLETED, force)
+    handlers.insert(1, handlers.pop())  # after the metrics, before MONAI compares with the best
+    states = {}
+    run.trainer.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda engine: states.update({engine.state.epoch: copy.deepcopy(run.network.state_dict())}),
+    )
+    run.trainer.run()
+    saved = torch.load(tmp_path / "model.pt", weights_only=True)
+    same = [epoch for epoch, state in states.items() if all(torch.equal(saved[key], state[key]) for key in state)]
+    assert same == [2]

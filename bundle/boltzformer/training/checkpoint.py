@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+import signal
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import ignite.distributed as idist
 from ignite.engine import Events
-from monai.engines import Evaluator, Workflow
+from monai.engines import Evaluator, SupervisedTrainer, Workflow
 from torch import nn
 from torch.utils.data import DataLoader
 
 from boltzformer.errors import InputError
+from boltzformer.recipe import check_same_recipe
+from boltzformer.training.gradients import steps_now
+from boltzformer.training.interruption import Interruption
 from boltzformer.training.random_state import gather_random_state, restore_random_state
 from boltzformer.training.skipping import SkippingLoader
 from boltzformer.weights import NETWORK_KEY, check_fit, keep_previous, read_checkpoint, save_atomically
@@ -24,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 LAST_NAME = "last.pt"
+MAY_BE_ABSENT = frozenset({"curves"})
+"""States that began with a later version; a run without them goes on."""
 
 
 class Stateful(Protocol):
@@ -40,7 +47,8 @@ class BestWeights:
     """Ignite handler: keeps the network's weights of the best validation so far, and nothing but them.
 
     List it among the validator's handlers and among the states of `RunCheckpoint`. The first save of a run
-    moves the file of another run to `<output_dir>/previous_<name>`; a resumed run goes on with its own file.
+    moves the file of another run to `<output_dir>/previous_001_<name>` (or the next free number); a resumed run goes on
+    with its own file.
 
     Args:
         network: the bare network (not its DDP wrapper); the file is its state dict.
@@ -115,7 +123,9 @@ class RunCheckpoint:
         validator: the evaluator whose best metric belongs to the run.
         resume: True takes up `<output_dir>/last.pt` where there is one; a path takes up that file; False
             begins anew.
-        every_steps: also save inside an epoch, after this many steps; 0 saves at the ends of epochs only.
+        every_minutes: also save inside an epoch, when this much time has passed since the last save; 0 saves at the
+            ends of epochs only.
+        override: settings that may differ from the resumed run's, as in `recipe_for`.
         recipe: what the network is trained with; the file carries it.
 
     Raises:
@@ -130,8 +140,9 @@ class RunCheckpoint:
         states: Mapping[str, Stateful],
         validator: Evaluator | None = None,
         resume: bool | str = False,
-        every_steps: int = 0,
+        every_minutes: float = 5.0,
         recipe: Mapping[str, Any] | None = None,
+        override: Sequence[str] = (),
     ) -> None:
         self.path = Path(output_dir) / LAST_NAME
         self.network = network
@@ -139,8 +150,12 @@ class RunCheckpoint:
         self.validator = validator
         # `--resume true` on MONAI's command line arrives as a string
         self.resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
-        self.every_steps = every_steps
+        self.every_seconds = 60 * float(every_minutes)
         self.recipe = recipe
+        self.override = override
+        self.interruption = Interruption()
+        self._last_save = time.monotonic()
+        self._stopped_by = 0
         self._started = False
 
     def attach(self, engine: Workflow) -> None:
@@ -154,9 +169,11 @@ class RunCheckpoint:
         source = self._source()
         if source is not None:
             self._restore(engine, source)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-        if self.every_steps > 0:
-            engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every_steps), self._save_inside_epoch)
+        self._last_save = time.monotonic()
+        self.interruption.watch()
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
+        engine.add_event_handler(Events.COMPLETED, lambda engine: self.interruption.forget())
 
     def _source(self) -> Path | None:
         """The checkpoint to take up, if any; an earlier run's file that is not taken up is moved aside."""
@@ -171,13 +188,47 @@ class RunCheckpoint:
             logger.info("a new run begins; the earlier one's state is kept as %s", kept)
         return None
 
-    def _save_inside_epoch(self, engine: Workflow) -> None:
-        # the end of an epoch is saved after its validation
-        if engine.state.iteration % engine.state.epoch_length:
+    def _after_step(self, engine: Workflow) -> None:
+        # the end of an epoch is saved after its validation; gradients that are not yet stepped are no part of a state
+        if engine.state.iteration % engine.state.epoch_length == 0 or not steps_now(cast(SupervisedTrainer, engine)):
+            return
+        due = 0 < self.every_seconds <= time.monotonic() - self._last_save
+        wish = self._agreed(2 if self.interruption.signal else int(due))
+        if wish:
             self._save(engine)
+        if wish == 2:
+            self._stop(engine)
+
+    def _after_epoch(self, engine: Workflow) -> None:
+        self._save(engine)
+        if self._agreed(2 if self.interruption.signal else 0):
+            self._stop(engine)
+
+    def _agreed(self, wish: int) -> int:
+        """The strongest wish among the processes, which have to save at the same step."""
+        if idist.get_world_size() == 1:
+            return wish
+        return int(cast(float, idist.all_reduce(wish, "MAX")))
+
+    def _stop(self, engine: Workflow) -> None:
+        state = engine.state
+        done = f"stopped at epoch {state.epoch}, step {state.iteration}"
+        logger.warning("%s; the state is in %s, `--resume true` goes on", done, self.path)
+        self._stopped_by = self.interruption.signal or signal.SIGTERM  # another process's signal ends this one too
+        engine.terminate()
+
+    def leave(self) -> None:
+        """End the process with the code of the signal that stopped the run; the config's last step.
+
+        Raises:
+            SystemExit: after a signal, with 130 for SIGINT and 143 for SIGTERM.
+        """
+        if self._stopped_by:
+            raise SystemExit(128 + self._stopped_by)
 
     def _save(self, engine: Workflow) -> None:
         random_states = gather_random_state(engine.state.device)
+        self._last_save = time.monotonic()
         if idist.get_rank() > 0:
             return
         content = {
@@ -194,10 +245,13 @@ class RunCheckpoint:
     def _restore(self, engine: Workflow, path: Path) -> None:
         content = read_checkpoint(path)
         _check_run(content, path, self.states, engine)
+        if self.recipe is not None:
+            check_same_recipe(self.recipe, path, self.override)
         check_fit(self.network, content[NETWORK_KEY], path)
         self.network.load_state_dict(content[NETWORK_KEY])
         for name, item in self.states.items():
-            item.load_state_dict(content["states"][name])
+            if name in content["states"]:
+                item.load_state_dict(content["states"][name])
         if engine.scaler is not None and content["scaler"]:
             engine.scaler.load_state_dict(content["scaler"])
         if self.validator is not None:
@@ -211,6 +265,8 @@ class RunCheckpoint:
             engine.state.epoch,
             content["progress"]["iteration"],
         )
+        if engine.state.epoch >= engine.state.max_epochs:
+            logger.warning("%s: all %d epochs are done; raise max_epochs to go on", path, engine.state.epoch)
 
 
 def _best(validator: Evaluator | None) -> dict[str, float | int]:
@@ -231,7 +287,7 @@ def _check_run(content: Mapping[str, Any], path: Path, states: Mapping[str, Stat
         )
     there = (content["progress"]["epoch_length"], len(content["random"]))
     here = (engine.state.epoch_length, idist.get_world_size())
-    if there != here or set(content["states"]) != set(states):
+    if there != here or not set(states) - MAY_BE_ABSENT <= set(content["states"]) <= set(states):
         raise InputError(
             f"{path} was written by a run with {there[0]} steps an epoch on {there[1]} process(es), this one "
             f"has {here[0]} on {here[1]}: resume with the same data, batch size, handlers and processes, or "

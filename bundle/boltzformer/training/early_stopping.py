@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 from monai.engines import Evaluator
+
+logger = logging.getLogger(__name__)
 
 
 class EarlyStoppingOnValidation:
@@ -48,6 +51,7 @@ class EarlyStoppingOnValidation:
 
     def _stay_stopped(self, engine: Engine) -> None:
         if self._stopper is not None and self._stopper.counter >= self._patience:
+            logger.warning("this run is complete: %s has not fallen for %d validations", self.metric, self._patience)
             engine.terminate()
 
     def state_dict(self) -> dict[str, Any]:

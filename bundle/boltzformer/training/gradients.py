@@ -36,14 +36,14 @@ class ClipGradients:
 
     def __call__(self, engine: SupervisedTrainer) -> None:
         """Clip, where this iteration ends with a step."""
-        if not _steps_now(engine):
+        if not steps_now(engine):
             return
         if engine.scaler is not None:
             engine.scaler.unscale_(engine.optimizer)
         engine.state.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
 
 
-def _steps_now(engine: SupervisedTrainer) -> bool:
+def steps_now(engine: SupervisedTrainer) -> bool:
     """Whether the trainer's current iteration closes a group of accumulated ones (its own rule)."""
     accumulated = getattr(engine, "accumulation_steps", 1)
     done = engine.state.iteration

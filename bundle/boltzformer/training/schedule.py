@@ -3,31 +3,58 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_share: float = 0.01) -> LambdaLR:
+class WarmupCosine(LambdaLR):
     """Linear warm-up, then half a cosine down to `final_share` of the learning rate, where it stays.
 
-    MONAI's `WarmupCosineSchedule` rises again beyond its total and stores that total in checkpoints; here the
-    settings of the current config hold, so a resumed run may be made longer.
+    MONAI's `WarmupCosineSchedule` rises again beyond its total. A run that is taken up with another total goes on
+    from the rate it had: from there half a cosine down to the new end, or the final rate where it had reached it.
 
     Args:
         optimizer: whose groups are scheduled; call `step` after each of its steps.
         warmup_steps: steps until the full learning rate, at least 0.
         total_steps: steps of the whole run.
         final_share: share of the learning rate at the end, in [0, 1].
-
-    Returns:
-        The schedule; its state dict holds the position only.
     """
 
-    def share(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+    def __init__(self, optimizer: Optimizer, warmup_steps: int, total_steps: int, final_share: float = 0.01) -> None:
+        self.warmup_steps, self.total_steps, self.final_share = warmup_steps, total_steps, final_share
+        # (step, share) from which the cosine falls: the end of the warm-up, or where a run was made longer
+        self.anchor: tuple[int, float] | None = None
+        super().__init__(optimizer, self.share)
 
-    return LambdaLR(optimizer, share)
+    def share(self, step: int) -> float:
+        """Share of the full learning rate at a step."""
+        if self.anchor is None and step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        start, top = self.anchor or (self.warmup_steps, 1.0)
+        progress = min(1.0, max(0, step - start) / max(1, self.total_steps - start))
+        return self.final_share + (top - self.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what is needed to go on from its rate."""
+        return {
+            "step": self.last_epoch,
+            "share": self.share(self.last_epoch),
+            "total_steps": self.total_steps,
+            "anchor": self.anchor,
+            "base_lrs": self.base_lrs,
+            "last_lr": self.get_last_lr(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up an earlier run's position."""
+        self.last_epoch = state_dict.get("step", state_dict.get("last_epoch", 0))
+        self._step_count = self.last_epoch + 1
+        self.base_lrs = list(state_dict["base_lrs"])
+        self._last_lr = list(state_dict.get("last_lr", state_dict.get("_last_lr", self.base_lrs)))
+        anchor = state_dict.get("anchor")
+        self.anchor = None if anchor is None else (int(anchor[0]), float(anchor[1]))
+        longer = state_dict.get("total_steps", self.total_steps) != self.total_steps
+        if longer and self.last_epoch >= self.warmup_steps:
+            self.anchor = (self.last_epoch, float(state_dict["share"]))
