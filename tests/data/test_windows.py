@@ -113,3 +113,45 @@ def test_dictionary_transform_uses_the_items_own_modality():
 
 def test_apply_window_of_equal_limits_is_zero():
     assert not apply_window(CT, 5.0, 5.0).any()
+
+
+def test_limits_in_hounsfield_units_are_these():
+    assert CT_WINDOWS == {
+        "lung": (-1350.0, 150.0),
+        "soft_tissue": (-160.0, 240.0),
+        "bone": (-500.0, 1300.0),
+        "brain": (0.0, 80.0),
+        "liver": (-45.0, 105.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        *(("Lungs", "lung"), ("pulmonary", "lung"), ("hepatic", "liver"), ("T_SPINE", "soft_tissue")),
+        *(("lumbar-spine", "bone"), ("LSPINE", "bone"), ("chest", "soft_tissue"), ("THORAX", "soft_tissue")),
+    ],
+)
+def test_other_words_for_a_body_part(part, name):
+    assert IntensityWindow("auto").resolve("CTA", part) == CT_WINDOWS[name]
+
+
+def test_config_then_item_then_metadata_give_modality_and_body_part():
+    volume = MetaTensor(torch.as_tensor(CT), meta={"modality": "CT", "body_part": "LIVER"})
+    liver = IntensityWindowd("image", "auto")({"image": volume})["image"]
+    np.testing.assert_allclose(liver.numpy(), _plain(CT, *CT_WINDOWS["liver"]), atol=1e-6)
+    lung = IntensityWindowd("image", "auto")({"image": volume, "body_part": "lung"})["image"]
+    np.testing.assert_allclose(lung.numpy(), _plain(CT, *CT_WINDOWS["lung"]), atol=1e-6)
+    brain = IntensityWindowd("image", "auto", "ct", "brain")({"image": volume, "body_part": "lung", "modality": "MR"})
+    np.testing.assert_allclose(brain["image"].numpy(), _plain(CT, *CT_WINDOWS["brain"]), atol=1e-6)
+
+
+def test_the_window_that_was_taken_is_said(caplog):
+    with caplog.at_level("INFO"):
+        IntensityWindowd("image", "auto")({"image": CT, "modality": "CT", "body_part": "chest"})
+    assert "window auto, -160 to 240 (CT, chest)" in caplog.text
+    assert "set `window` to lung" in caplog.text
+    assert "Hounsfield" not in caplog.text
+    with caplog.at_level("INFO"):
+        IntensityWindowd("image", "lung")({"image": CT.clip(-200, 255), "modality": "CT"})
+    assert "no value below -200" in caplog.text

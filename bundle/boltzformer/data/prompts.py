@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,10 @@ from typing import Any
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json, read_text
 
+logger = logging.getLogger(__name__)
+
 MAX_PROMPT_LENGTH = 1000
+_BUNDLE = Path(__file__).resolve().parents[2]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _WORDING_BOOK_CURE = (
     "a prompt list holds finished sentences, such as 'lung nodule in chest CT'; a wording book, which holds templates "
@@ -91,7 +95,8 @@ def read_prompt_list(path: str | Path) -> list[Prompt]:
     `name`.
 
     Args:
-        path: file ending in .json or .csv, UTF-8.
+        path: file ending in .json or .csv, UTF-8; a relative one that is not below the working directory is looked
+            for in the bundle, so that the bundle's configs run from anywhere.
 
     Returns:
         the prompts in the file's order, names unique (a missing name is made from the sentence).
@@ -101,6 +106,9 @@ def read_prompt_list(path: str | Path) -> list[Prompt]:
             a bad or repeated prompt, name, key or column.
     """
     path = Path(path)
+    if not path.is_absolute() and not path.exists() and (_BUNDLE / path).is_file():
+        path = _BUNDLE / path
+        logger.info("prompt list: %s of the bundle", path)
     if path.suffix.lower() == ".json":
         rows = _json_rows(read_json(path, "prompt list"), path)
     elif path.suffix.lower() == ".csv":

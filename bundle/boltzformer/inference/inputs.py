@@ -103,13 +103,13 @@ def _series_cases(contents: FolderContents, root: Path) -> list[dict[str, Any]]:
 
 def _series_names(places: list[Path], root: Path) -> list[str]:
     """The folder's name; with the folders above it where several have one name; numbered where one holds several."""
-    names = [case_name(place) for place in places]
-    lowered = [name.lower() for name in names]
-    if len(set(lowered)) < len(lowered):
-        names = [
-            name if lowered.count(name.lower()) == 1 else "_".join([case_name(root), *place.relative_to(root).parts])
-            for name, place in zip(names, places, strict=True)
-        ]
+    distinct = [case_name(place).casefold() for place in set(places)]
+    names = [
+        case_name(place)
+        if distinct.count(case_name(place).casefold()) == 1
+        else "_".join([case_name(root), *place.relative_to(root).parts])
+        for place in places
+    ]
     counts: dict[str, int] = {}
     numbered = []
     for name in names:
