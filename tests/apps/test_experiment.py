@@ -254,3 +254,19 @@ def test_the_command_from_a_shell(data, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "±" in done.stdout
     assert len(list((tmp_path / "out" / "runs").glob("*/result.json"))) == 2
+
+
+def test_shipped_tables_can_be_planned_and_share_the_default_run(tmp_path):
+    item = {"image": "a.nii.gz", "label": "b.nii.gz"}
+    keys: dict[str, list[str]] = {}
+    for path in TABLES:
+        table = read_table(path)
+        for name in table.datasets:
+            lists = {section: [item] for section in ("training", "validation", "test")}
+            write_json(tmp_path / name / "dataset.json", {"labels": {"1": "x"}, **lists})
+        planned = plan_runs(table, tmp_path, BUNDLE, device="cuda")
+        keys[path.stem] = [run.key for runs in planned.values() for run in runs]
+    assert keys["table1"] == keys["table2"]
+    assert [len(set(keys[f"table{i}"])) for i in range(1, 9)] == [3, 3, 3, 4, 4, 4, 2, 2]
+    shared = set.intersection(*(set(keys[f"table{i}"]) for i in range(3, 9)))
+    assert len(shared) == 1

@@ -203,15 +203,32 @@ def config_files(bundle: Path, kind: str, overlays: Sequence[str], processes: in
     return files
 
 
+def evaluation_settings(bundle: Path, overlays: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What overlays and settings say about evaluation: all but the network, which the checkpoint brings.
+
+    Args:
+        bundle: the bundle's root.
+        overlays: relative to the bundle, or absolute; a later one wins.
+        settings: on top of them.
+
+    Returns:
+        config keys and values.
+    """
+    found: dict[str, Any] = {}
+    for name in overlays:
+        found.update(read_json(bundle / name, "overlay"))
+    found.update(settings)
+    return {key: value for key, value in found.items() if key.lstrip("+").split("#")[0] != "network_def"}
+
+
 def _merged(bundle: Path, kind: str, overlays: Sequence[str], settings: Mapping[str, Any], processes: int) -> Any:
     parser = ConfigParser()
+    if kind == "evaluate":
+        parser.read_config([str(file) for file in config_files(bundle, kind, (), processes)])
+        return [parser.get(), evaluation_settings(bundle, overlays, settings)]
     parser.read_config([str(file) for file in config_files(bundle, kind, overlays, processes)])
     parser.update(dict(settings))
-    merged = dict(parser.get())
-    if kind == "evaluate":
-        # the checkpoint brings its own network; what an overlay repeats of it, a default or not, decides nothing
-        merged.pop("network_def", None)
-    return merged
+    return parser.get()
 
 
 def _dataset(data: Path, name: str, section: str) -> Path:

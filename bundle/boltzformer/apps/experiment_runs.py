@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from boltzformer.apps.experiment_plan import Run, config_files
+from boltzformer.apps.experiment_plan import Run, config_files, evaluation_settings
 from boltzformer.data.folders import folder_lock
 from boltzformer.errors import InputError
 from boltzformer.metrics.files import write_json, write_text
@@ -109,7 +109,6 @@ def execute(
         folder.mkdir(parents=True, exist_ok=True)
         begun = time.time()
         common: dict[str, Any] = {
-            **run.settings,
             "bundle_root": str(bundle),
             "dataset_dir": [str(one) for one in run.datasets],
             "cache_dir": str(cache_dir),
@@ -120,8 +119,12 @@ def execute(
             common["device"] = f"$torch.device('{device}')"
         trained = folder / "trained"
         if not trained.exists():
-            resume = {"output_dir": str(folder / "train"), "resume": (folder / "train" / "last.pt").is_file()}
-            launcher(_step("train", run, folder, bundle, {**common, **resume}, processes))
+            resume = {
+                **run.settings,
+                "output_dir": str(folder / "train"),
+                "resume": (folder / "train" / "last.pt").is_file(),
+            }
+            launcher(_step("train", run, folder, bundle, {**resume, **common}, processes))
             trained.touch()
         evaluation = {"output_dir": str(folder / "evaluate"), "section": run.section}
         launcher(_step("evaluate", run, folder, bundle, {**common, **evaluation}, processes))
@@ -131,8 +134,13 @@ def execute(
 
 
 def _step(kind: str, run: Run, folder: Path, bundle: Path, overlay: Mapping[str, Any], processes: int) -> Step:
-    own = write_json(folder / f"{kind}.json", overlay)
-    files = (*config_files(bundle, kind, run.overlays, processes), own)
+    own = folder / f"{kind}.json"
+    if kind == "train":
+        files = (*config_files(bundle, kind, run.overlays, processes), own)
+    else:
+        overlay = {**evaluation_settings(bundle, run.overlays, run.settings), **overlay}
+        files = (*config_files(bundle, kind, (), processes), own)
+    write_json(own, overlay)
     run_id = {"train": "training", "evaluate": "evaluating"}[kind]
     return Step(run_id, files, bundle, folder / f"{kind}.log", processes)
 
