@@ -23,7 +23,7 @@ from tests.support import BUNDLE, SMALL_NETWORK, write_json
 
 TABLES = sorted((BUNDLE / "configs" / "tables").glob("*.json"))
 # cross-entropy would teach an empty mask first, and tables of zeros show nothing
-DICE_ALONE = {"loss": {"_target_": "DiceLoss", "sigmoid": True, "squared_pred": True}}
+DICE_ALONE = {"loss#mask_loss#lambda_ce": 0.0}
 BUDGET = {
     **SMALL_NETWORK,
     **DICE_ALONE,

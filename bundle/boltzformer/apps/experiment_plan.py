@@ -204,7 +204,9 @@ def config_files(bundle: Path, kind: str, overlays: Sequence[str], processes: in
 
 
 def evaluation_settings(bundle: Path, overlays: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What overlays and settings say about evaluation: all but the network, which the checkpoint brings.
+    """What overlays and settings say about evaluation: keys of evaluate.json but the network.
+
+    The checkpoint brings the network, and what belongs to training alone has no place in evaluate.json.
 
     Args:
         bundle: the bundle's root.
@@ -218,7 +220,8 @@ def evaluation_settings(bundle: Path, overlays: Sequence[str], settings: Mapping
     for name in overlays:
         found.update(read_json(bundle / name, "overlay"))
     found.update(settings)
-    return {key: value for key, value in found.items() if key.lstrip("+").split("#")[0] != "network_def"}
+    known = set(read_json(bundle / "configs" / "evaluate.json", "config")) - {"network_def"}
+    return {key: value for key, value in found.items() if key.lstrip("+").split("#")[0] in known}
 
 
 def _merged(bundle: Path, kind: str, overlays: Sequence[str], settings: Mapping[str, Any], processes: int) -> Any:
