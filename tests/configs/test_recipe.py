@@ -72,7 +72,7 @@ def test_a_conflict_asked_for_twice(start):
 
 def test_inference_writes_which_weights(trained, start, tmp_path):
     start("inference").run()
-    (note, *_) = sorted((tmp_path / "output_dir").glob("*.json"))
+    note = tmp_path / "output_dir" / "phantom_validation_000.json"
     content = json.loads(note.read_text())
     assert content["sha256"] == read_recipe(trained.weights)["sha256"]
     assert content["window"] == "lung"
