@@ -71,7 +71,7 @@ def test_every_key_is_in_the_list_of_options():
     for name in CONFIGS:
         for key, value in _config(name).items():
             known.add(key)
-            if not isinstance(value, dict) and key not in {"imports", "initialize", "run", "handlers"}:
+            if not isinstance(value, dict) and key not in {"imports", "initialize", "run", "finalize", "handlers"}:
                 plain.add(key)
     made_from_others = {key for key in plain if key in {"training", "evaluating", "inference", "network", "on_cpu"}}
     derived = {"total_steps", "autocast", "cases"}
