@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ class ImageEncoder(nn.Module):
             be reached, one warning says so and the backbone starts at random.
         freeze_batch_norm: keep batch normalisation at the statistics of the weights, also in training. Right for
             pretrained weights and batches of a few slices, whose own statistics are noise; wrong at a random start.
+        window_sizes: sides of the attention windows of each stage, for backbones with such windows (TinyViT, Swin);
+            None takes timm's. Windows that divide a stage's map need no padding: a 256 px slice has 16 x 16 positions
+            at stride 16, which windows of 14 pad to 28 x 28, three times the work, most of it on zeros. Position
+            biases of the weights are resized.
 
     Raises:
         InputError: unknown name, a backbone with other strides, or a weights file that is absent or does not fit.
@@ -48,11 +52,13 @@ class ImageEncoder(nn.Module):
         weights: str | None = None,
         pretrained: bool = False,
         freeze_batch_norm: bool = False,
+        window_sizes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.freeze_batch_norm = freeze_batch_norm
-        self.backbone: Any = _create(name)
+        self.options = {} if window_sizes is None else {"window_sizes": tuple(window_sizes)}
+        self.backbone: Any = _create(name, self.options)
         self.channels: list[int] = self.backbone.feature_info.channels()
         config = self.backbone.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
@@ -60,7 +66,7 @@ class ImageEncoder(nn.Module):
         self.mean: Tensor
         self.std: Tensor
         if weights:
-            load_backbone_weights(self.backbone, name, weights)
+            load_backbone_weights(self.backbone, name, weights, self.options)
         elif pretrained:
             self._load_from_hub(config.get("hf_hub_id"))
 
@@ -100,7 +106,7 @@ class ImageEncoder(nn.Module):
             return
         cached = huggingface_hub.try_to_load_from_cache(repository, "model.safetensors")
         if isinstance(cached, str):
-            load_backbone_weights(self.backbone, self.name, cached)
+            load_backbone_weights(self.backbone, self.name, cached, self.options)
             return
         try:  # one short question first: a download without a network would retry for most of a minute
             huggingface_hub.HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
@@ -114,19 +120,19 @@ class ImageEncoder(nn.Module):
                 str(error).splitlines()[0] if str(error) else "no reason given",
             )
             return
-        load_backbone_weights(self.backbone, self.name, file)
+        load_backbone_weights(self.backbone, self.name, file, self.options)
 
 
-def _create(name: str) -> Any:  # timm's wrappers have attributes that nn.Module's type does not know
+def _create(name: str, options: Mapping[str, Any]) -> Any:  # timm's wrappers have attributes that nn.Module's type does not know
     if not timm.is_model(name):
         near = timm.list_models(f"*{re.split('[_.]', name)[0]}*")[:8]
         raise InputError(f"Unknown backbone {name!r}: timm has no model of that name. Near it: {near or 'none'}.")
     try:
-        backbone: Any = timm.create_model(name, pretrained=False, features_only=True)
+        backbone: Any = timm.create_model(name, pretrained=False, features_only=True, **options)
         strides = tuple(backbone.feature_info.reduction())
         if len(strides) > 4 and strides[-4:] == STRIDES:  # such as ResNets, which add a level at stride 2
             indices = tuple(range(len(strides) - 4, len(strides)))
-            backbone = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices)
+            backbone = timm.create_model(name, pretrained=False, features_only=True, out_indices=indices, **options)
             strides = tuple(backbone.feature_info.reduction())
     except (RuntimeError, AttributeError, TypeError) as error:
         raise InputError(f"Backbone {name!r} gives no feature maps ({error}); choose a hierarchical one.") from error
@@ -135,13 +141,16 @@ def _create(name: str) -> Any:  # timm's wrappers have attributes that nn.Module
     return backbone
 
 
-def load_backbone_weights(backbone: nn.Module, name: str, path: str | Path) -> None:
+def load_backbone_weights(
+    backbone: nn.Module, name: str, path: str | Path, options: Mapping[str, Any] | None = None
+) -> None:
     """Load weights of the whole timm model, or of its ``features_only`` form, into a features-only backbone.
 
     Args:
         backbone: from ``timm.create_model(name, features_only=True)``.
         name: timm's name, for the model's own conversion of foreign checkpoints.
         path: the file.
+        options: further arguments that the backbone was created with.
 
     Raises:
         InputError: the file is absent, unreadable or lacks part of the backbone.
@@ -155,7 +164,7 @@ def load_backbone_weights(backbone: nn.Module, name: str, path: str | Path) -> N
         raise InputError(f"Backbone weights {path} cannot be read ({error}); fetch the file again.") from error
     chosen = _match(backbone.state_dict(), loaded)
     if len(chosen) < len(backbone.state_dict()):
-        chosen = _match(backbone.state_dict(), _converted(loaded, name))
+        chosen = _match(backbone.state_dict(), _converted(loaded, name, options or {}))
     lacking = [key for key in backbone.state_dict() if key not in chosen]
     if lacking:
         raise InputError(
@@ -165,9 +174,11 @@ def load_backbone_weights(backbone: nn.Module, name: str, path: str | Path) -> N
     backbone.load_state_dict(chosen)
 
 
-def _converted(loaded: dict[str, Tensor], name: str) -> Mapping[str, Tensor]:
-    """The state dict through timm's own filter for original checkpoints of this model family."""
-    model = timm.create_model(name, pretrained=False)
+def _converted(loaded: dict[str, Tensor], name: str, options: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The state dict through timm's own filter, which renames original checkpoints and resizes position biases."""
+    model = timm.create_model(name, pretrained=False, **options)
+    if any(re.match(r"stages_\d+\.", key) for key in loaded):  # features-only names: a bias is found by the full ones
+        loaded = {re.sub(r"^stages_(\d+)\.", r"stages.\1.", key): value for key, value in loaded.items()}
     convert = getattr(importlib.import_module(type(model).__module__), "checkpoint_filter_fn", None)
     return convert(dict(loaded), model) if convert else loaded
 

@@ -37,7 +37,7 @@ class QueryTextAttention(nn.Module):
         parts = (*both.chunk(2, -1), value)
         query, key, value = (x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2) for x in parts)
         allowed = None if ignored is None else ~ignored[:, None, None]
-        update = F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+        update = _attend(query, key, value, allowed)
         update = module.out_proj(update.transpose(1, 2).flatten(2))
         return self.norm(tokens + update)
 
@@ -45,6 +45,20 @@ class QueryTextAttention(nn.Module):
         """[Q, T] + SelfAttn[Q, T], normalised and split again: (B, m, d) and (B, N_T, d)."""
         tokens = self(torch.cat((queries, text), 1), position, ignored)
         return tokens[:, : queries.shape[1]], tokens[:, queries.shape[1] :]
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
+    """Scaled dot-product attention, (B, H, n, d / H).
+
+    With gradients on a CPU it is written out: the fused kernel's backward pass takes ten times as long as three
+    products do for these few tokens.
+    """
+    if query.device.type != "cpu" or not (torch.is_grad_enabled() and query.requires_grad):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, float("-inf"))
+    return scores.softmax(-1).to(value.dtype) @ value
 
 
 class FeedForward(nn.Module):

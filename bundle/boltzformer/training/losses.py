@@ -85,14 +85,18 @@ class TrainingInferer(Inferer):
 
     Args:
         loss: the run's loss.
+        cpu_bfloat16: compute the network under autocast to bfloat16 where the slices are on a CPU. MONAI's own `amp`
+            is for CUDA. The weights, the loss and the draw stay float32.
     """
 
-    def __init__(self, loss: DecodedLoss) -> None:
+    def __init__(self, loss: DecodedLoss, cpu_bfloat16: bool = False) -> None:
         super().__init__()
         self.loss = loss
+        self.cpu_bfloat16 = cpu_bfloat16
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Logits, or with a loss on more than masks the network's `Decoded`."""
         if self.loss.needs_everything:
             kwargs["everything"] = True
-        return network(inputs, *args, **kwargs)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.cpu_bfloat16 and inputs.device.type == "cpu"):
+            return network(inputs, *args, **kwargs)

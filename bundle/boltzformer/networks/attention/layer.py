@@ -23,6 +23,7 @@ Attend = Callable[[Projections, Tensor, Patches, Tensor, "Tensor | None"], tuple
 # measured with 8 heads. A set of its own for each head has every row read for one head instead of all.
 KERNEL_PAYS_BELOW, KERNEL_PAYS_BELOW_BY_HEAD = 0.75, 0.25
 GATHERING_PAYS_BELOW = 0.15  # over the sets a query
+GATHERING_PAYS_FROM = 2048  # patches of a grid; below, whole products take less time than the copies
 
 
 class BoltzmannAttention(nn.Module):
@@ -89,6 +90,8 @@ def form_for(form: Form, queries: Tensor, patches: Patches, kept: Tensor | None)
         pays_below = KERNEL_PAYS_BELOW if sets == 1 else KERNEL_PAYS_BELOW_BY_HEAD
     else:
         pays_below = GATHERING_PAYS_BELOW / sets
+        if kept.shape[-1] < GATHERING_PAYS_FROM:
+            return attend_dense
     if kept.count_nonzero().item() >= pays_below * kept.numel():
         return attend_dense
     return attend_kernel if kernel else attend_gathered
