@@ -21,7 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundle"
 
 SMALL_NETWORK: dict[str, Any] = {
+    "initial_weights": None,
+    "prompts_per_slice": 1,
+    "negative_share": 0.0,
+    "existence_weight": 0.0,
+    "cpu_bfloat16": False,
     "network_def#image_encoder#name": "test_resnet",
+    "network_def#image_encoder#freeze_batch_norm": False,
+    "network_def#image_encoder#window_sizes": None,
+    "network_def#existence": False,
     "network_def#image_size": 64,
     "network_def#dim": 32,
     "network_def#num_queries": 4,
@@ -29,9 +37,12 @@ SMALL_NETWORK: dict[str, Any] = {
     "network_def#num_heads": 4,
     "network_def#feedforward_dim": 64,
     "network_def#encoder_layers": 1,
-    "network_def#text_encoder#layers": 1,
-    "network_def#text_encoder#width": 32,
-    "network_def#text_encoder#heads": 4,
+    "network_def#text_encoder": {
+        "_target_": "boltzformer.networks.text_encoder.ClipTextEncoder",
+        "layers": 1,
+        "width": 32,
+        "heads": 4,
+    },
     "pretrained": False,
 }
 """An overlay: every part of the network, each as small as it goes (timm's `test_resnet` has 0.4 M weights)."""

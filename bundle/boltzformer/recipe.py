@@ -116,7 +116,8 @@ def recipe_for(
         InputError: the file is missing, its recipe is damaged, or a given setting conflicts with it and is not in
             `override`.
     """
-    override = (override,) if isinstance(override, str) else tuple(override)
+    listed = (override,) if isinstance(override, str) else tuple(override)
+    override = tuple(name.replace("::", "#") for name in listed)  # as MONAI's parser rewrites a # in any text
     given = {name: value for name, value in given.items() if value is not None and value != ""}
     modality = given.pop("modality", "")
     given = {name: _settled(name, value) for name, value in given.items()}

@@ -277,7 +277,7 @@ def _check_finite(content: Any, path: Path, name: str = "") -> None:
             _check_finite(value, path, f"{name}[{index}]")
 
 
-def load_weights(network: nn.Module, path: str | os.PathLike[str] | None) -> None:
+def load_weights(network: nn.Module, path: str | os.PathLike[str] | None, new_part: str | None = None) -> None:
     """Load a network's weights from its best checkpoint (plain state dict) or from a training checkpoint.
 
     Every key and shape must fit; nothing is loaded where one does not.
@@ -285,6 +285,8 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str] | None) -> Non
     Args:
         network: the network to fill.
         path: `model.pt`, `last.pt` or a `.safetensors` file; None leaves the network as it is.
+        new_part: part of the network that a run is about to train, such as "existence"; where the file has nothing of
+            it, it starts anew.
 
     Raises:
         InputError: if the file cannot be read or belongs to another architecture.
@@ -293,6 +295,10 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str] | None) -> Non
         return
     content = read_checkpoint(path)
     state = content[NETWORK_KEY] if isinstance(content.get(NETWORK_KEY), dict) else content
+    if new_part is not None and not any(key.startswith(f"{new_part}.") for key in state):
+        own = {key: value for key, value in network.state_dict().items() if key.startswith(f"{new_part}.")}
+        logger.info("%s has no %s: it starts anew", path, new_part)
+        state = {**state, **own}
     check_fit(network, state, path)
     network.load_state_dict(state)
     logger.info("weights from %s", path)

@@ -6,6 +6,7 @@ import typer
 
 from boltzformer.apps import (
     cache,
+    calibrate,
     convert,
     demo,
     doctor,
@@ -16,6 +17,7 @@ from boltzformer.apps import (
     info,
     phantoms,
     prepare,
+    publish,
     runs,
     segment,
     statistics,
@@ -44,7 +46,9 @@ app.command("evaluate-predictions")(evaluate_predictions.main)
 app.command("statistics")(statistics.main)
 app.command("trace")(trace.main)
 app.command("export")(export.main)
+app.command("calibrate")(calibrate.main)
 app.command("convert")(convert.main)
+app.command("publish")(publish.main)
 app.command("demo")(demo.main)
 
 

@@ -16,6 +16,9 @@ from boltzformer.data.slice_cache import build_cache
 from boltzformer.data.windows import IntensityWindow, apply_window
 from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
+from boltzformer.json_file import read_json
+
+_NO_VALUE = -1  # of a label map: what is foreign has none
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -43,6 +46,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
             object once, with K prompts, so that training encodes it once for all of them: as many of its objects
             as there is room for, drawn anew in each epoch, negatives, and where these are too few, an object a
             second time in another wording. Only with `training`; batches come from `collate_prompts`.
+        foreign_prompts: sentences for what is in none of the images, such as organs of other body parts: a list, or a
+            JSON file with one. Another dataset's objects are foreign to a case too.
+        foreign_share: share of negatives that ask for something foreign, in [0, 1]; only in training, and with one
+            prompt a slice.
         min_area: pixels that a positive slice's object has at least, 1 or more; slices with fewer are not
             used.
         wordings: the wording book; None takes `WordingBook()`.
@@ -78,6 +85,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         wordings: WordingBook | None = None,
         training: bool = False,
         prompts_per_slice: int = 1,
+        foreign_prompts: Sequence[str] | str | Path | None = None,
+        foreign_share: float = 0.0,
         transform: Callable[[dict[str, Any]], Any] | None = None,
         seed: int = 0,
         num_workers: int | None = None,
@@ -91,7 +100,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
             raise InputError("seed must be 0 or more, min_area 1 or more.")
         if prompts_per_slice < 1 or (prompts_per_slice > 1 and not training):
             raise InputError(f"prompts_per_slice: expected 1, or more in training, found {prompts_per_slice}.")
+        if not 0 <= foreign_share <= 1 or (foreign_share and (prompts_per_slice > 1 or not training)):
+            raise InputError(
+                f"foreign_share: expected a number in [0, 1], with one prompt a slice, found {foreign_share}."
+            )
         self.prompts_per_slice = int(prompts_per_slice)
+        self.foreign_share = float(foreign_share)
         self.negative_share = float(negative_share)
         self.data = [_complete(case) for case in data]
         self.wordings = wordings or WordingBook()
@@ -102,6 +116,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.axis = int(axis)
         window = window if isinstance(window, IntensityWindow) else IntensityWindow(window)
         self._wordings = [_wordings(case, self.wordings) for case in self.data]
+        self._foreign = _foreign(self.data, self._wordings, foreign_prompts) if foreign_share else {}
         self.volumes: list[CachedVolume] = build_cache(self.data, cache_dir, axis, num_workers, progress)
         self.limits = [_limits(case, v, window) for case, v in zip(self.data, self.volumes, strict=True)]
         self.examples = _positives(self.volumes, min_area)
@@ -165,7 +180,12 @@ class SliceDataset(Dataset[dict[str, Any]]):
         values = self._draw_objects(index, number, position) if several else [value]
         rng = self._rng(index, stream=1)
         texts = self._draw_wordings(number, values, rng)
+        names = [case["objects"][v] for v in values]
         labels = volume.label(position)
+        negative = not several and index >= len(self.examples)
+        if negative and self.foreign_share and rng.random() < self.foreign_share:
+            foreign = self._foreign[case["dataset"]]
+            texts, values, names = [foreign[int(rng.integers(len(foreign)))]], [_NO_VALUE], ["foreign"]
         item = {
             "image": torch.from_numpy(apply_window(self._read(volume, position), *self.limits[number])),
             "label": torch.from_numpy(np.stack([labels == value for value in values]).astype(np.float32)),
@@ -174,7 +194,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "dataset": case["dataset"],
             "case": case_name(case),
             "patient": case["patient"],
-            "object": tuple(case["objects"][v] for v in values) if several else case["objects"][value],
+            "object": tuple(names) if several else names[0],
             "slice": position,
         }
         if self.training and isinstance(self.transform, Randomizable):
@@ -321,6 +341,25 @@ def _wordings(case: Mapping[str, Any], book: WordingBook) -> dict[int, list[str]
                 names = f"'{case['objects'][owner[wording.lower()]]}' and '{case['objects'][value]}'"
                 raise InputError(f"{case['image']}: the prompt '{wording}' stands for both {names}; reword one.")
     return listed
+
+
+def _foreign(
+    cases: Sequence[Mapping[str, Any]],
+    wordings: Sequence[Mapping[int, list[str]]],
+    prompts: Sequence[str] | str | Path | None,
+) -> dict[str, list[str]]:
+    """For each dataset what is foreign to it: the given sentences, and the wordings of other datasets' objects."""
+    listed = read_json(prompts, "list of foreign prompts") if isinstance(prompts, str | Path) else list(prompts or [])
+    if not isinstance(listed, list) or not all(isinstance(text, str) and text.strip() for text in listed):
+        raise InputError(f"foreign_prompts: expected a list of sentences, found {prompts!r}.")
+    own: dict[str, set[str]] = {}
+    for case, texts in zip(cases, wordings, strict=True):
+        own.setdefault(case["dataset"], set()).update(text for some in texts.values() for text in some)
+    known = set(listed).union(*own.values())
+    found = {name: sorted(known - texts) for name, texts in own.items()}
+    if not all(found.values()):
+        raise InputError("foreign_share is above 0, but nothing is foreign: give foreign_prompts, or a second dataset.")
+    return found
 
 
 def _limits(case: Mapping[str, Any], volume: CachedVolume, window: IntensityWindow) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
 from boltzformer.inference.masks import LOGITS_KEY, check_distinct
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.networks.boltzformer import Prediction
 from boltzformer.volumes.write import Grid
 
 # Of a mean probability of exactly 0 or 1 the logit is infinite; beyond this float32 tells no more apart.
@@ -29,7 +30,7 @@ LOGIT_LIMIT = 16.0
 
 
 class SeededDecodings(nn.Module):
-    """A network whose `segment` is the mean over K seeded decodings of each slice.
+    """A network whose `predict` is the mean over K seeded decodings of each slice.
 
     Args:
         network: a BoltzFormer in evaluation mode.
@@ -46,8 +47,8 @@ class SeededDecodings(nn.Module):
         """Of the network."""
         return self.network.encode_text(prompts)
 
-    def segment(self, image: Tensor, text: Any, seed: int | None = None) -> Tensor:
-        """Logit of the mean probability.
+    def predict(self, image: Tensor, text: Any, seed: int | None = None) -> Prediction:
+        """Logit of the mean probability, and the mean of the existence logits.
 
         Args:
             image: (B, C, H, W) in [0, 1].
@@ -55,18 +56,24 @@ class SeededDecodings(nn.Module):
             seed: of the first decoding; the others take the numbers after it. None begins at the network's.
 
         Returns:
-            (B, P, H, W) float32, within +-16.
+            Logits (B, P, H, W) float32, within +-16.
         """
         first = self.network.seed if seed is None else seed
         features = self.network.encode_image(image)
-        slices = []
+        slices, scores = [], []
         for b in range(len(features)):
             one = features[b : b + 1]
             total = torch.zeros((), device=image.device)
             for k in range(self.decodings):
-                total = total + self.network.decode(one, text, seed=first + k).logits.sigmoid()
+                decoded = self.network.decode(one, text, seed=first + k)
+                total = total + decoded.logits.sigmoid()
+                scores.append(decoded.existence)
             slices.append((total / self.decodings).transpose(0, 1))
-        return torch.logit(torch.cat(slices)).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        logits = torch.logit(torch.cat(slices)).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+        if any(score is None for score in scores):
+            return Prediction(logits, None)
+        existence = torch.stack(scores).unflatten(0, (len(features), self.decodings)).mean(1)
+        return Prediction(logits, existence)
 
 
 class EnsembleSliceInferer(PromptedSliceInferer):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
+from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY
 from boltzformer.output_files import relative_to
 from boltzformer.volumes.write import Grid, write_notes
 
@@ -130,7 +131,7 @@ class SaveMasks:
         """Write one volume's results.
 
         Args:
-            output: with `pred`, masks (P, X, Y, Z), and `logits` of the same shape.
+            output: with `pred`, masks (P, X, Y, Z), and `logits` of the same shape; perhaps `existence`, (P, slices).
             grid: of the volume.
             case: name of the results.
         """
@@ -148,8 +149,12 @@ class SaveMasks:
                 grid.write(probability, folder / f"{prompt.name}_probability.nii.gz")
             voxels = int(np.count_nonzero(mask))
             listed.append({"label": index + 1, "name": prompt.name, "prompt": prompt.text, **grid.volume_of(voxels)})
+            if EXISTENCE_KEY in output:
+                listed[-1] |= existence_notes(output[EXISTENCE_KEY][index])
         combined = combine_masks(_plain(logits)).cpu().numpy()
         notes: dict[str, Any] = {"image": relative_to(grid.name, self.output_dir), "labels": listed}
+        if EXISTENCE_KEY in output:
+            notes["slice_axis"] = output[EXISTENCE_AXIS_KEY]
         if grid.sheared:
             grid.write_orthogonal(combined, folder / VIEWER_MAP)
             notes["orthogonal_grid"] = f"{case}/{VIEWER_MAP}"
@@ -164,6 +169,12 @@ class SaveMasks:
         write_notes(notes, self.output_dir / f"{case}.json", grid.files)
         found = ", ".join(f"{entry['name']} {entry['millilitres']:.3g} ml" for entry in listed)
         logger.info("%s: %s -> %s", case, found, self.output_dir / f"{case}.nii.gz")
+
+
+def existence_notes(probability: Any) -> dict[str, Any]:
+    """What the sidecar says of one object's existence scores, given in the order of the RAS volume's slices."""
+    slices = [round(float(p), 6) for p in probability]
+    return {"probability": max(slices), "slice_probability": slices}
 
 
 def check_prompt_count(count: int) -> None:

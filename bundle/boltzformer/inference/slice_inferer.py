@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 
 from boltzformer.data.prompts import Prompt, check_prompt
 from boltzformer.errors import InputError
+from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
 from boltzformer.inference.memory import measure_peak
 
 logger = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ LARGEST_BATCH = 64
 
 
 class PromptedSliceInferer(SliceInferer):
-    """MONAI inferer: every slice of a volume through `network.segment`, all prompts sharing the slice's encoding.
+    """MONAI inferer: every slice of a volume through `network.predict`, all prompts sharing the slice's encoding.
 
     Slices are batched as far as `memory_gb` allows: the first slice is computed alone and its memory measured. Logits
     are kept in float16, whose sign is that of the float32 value, so thresholding at 0 loses nothing.
@@ -40,6 +42,8 @@ class PromptedSliceInferer(SliceInferer):
         memory_gb: memory for the tensors of one batch, in GB (1e9 bytes), beside the volume and the result.
         seed: of the draw of attention sets, instead of the network's.
         autocast: lower precision for the network, such as `torch.bfloat16`; None computes in float32.
+        existence: what the network's existence score does to a slice; None, and for a network without such a score,
+            nothing.
         progress: draw a bar of the slices on a terminal, and log a line each half minute elsewhere.
     """
 
@@ -51,6 +55,7 @@ class PromptedSliceInferer(SliceInferer):
         memory_gb: float = 2.0,
         seed: int | None = None,
         autocast: torch.dtype | None = None,
+        existence: ExistenceGate | None = None,
         progress: bool = True,
     ) -> None:
         super().__init__(spatial_dim=spatial_dim, roi_size=(-1, -1), progress=progress)
@@ -65,6 +70,7 @@ class PromptedSliceInferer(SliceInferer):
         self.memory_gb = memory_gb
         self.seed = seed
         self.autocast = autocast
+        self.existence = existence or ExistenceGate()
         self._bytes_per_slice: dict[tuple[Any, ...], int] = {}
 
     def __call__(
@@ -85,7 +91,9 @@ class PromptedSliceInferer(SliceInferer):
             kwargs: ignored, for MONAI's engines.
 
         Returns:
-            Logits (1, P, H, W, D), float16, on the device of `inputs`.
+            Logits (1, P, H, W, D), float16, on the device of `inputs`; with the input's metadata, and under
+            `existence` in it the probability that each object is in each slice, (P, slices) float32, where the network
+            scores it.
 
         Raises:
             InputError: a volume of another shape, or a prompt that is empty or no text.
@@ -97,16 +105,24 @@ class PromptedSliceInferer(SliceInferer):
         volume = _plain(inputs)[0, 0]
         result = torch.empty((1, len(sentences), *volume.shape), dtype=torch.float16, device=volume.device)
         slices = result[0].movedim(self.spatial_dim + 1, 0)  # (D, P, H, W), a view
+        scores: list[Tensor] = []
         device_type = next(cast(Any, network).parameters()).device.type
         with torch.no_grad(), torch.autocast(device_type, self.autocast, enabled=self.autocast is not None):
             text = cast(Any, network).encode_text(sentences)
-            for chosen, logits in self._batches(volume.movedim(self.spatial_dim, 0), network, text):
+            for chosen, found in self._batches(volume.movedim(self.spatial_dim, 0), network, text):
+                logits, probability = self.existence(found)
                 slices[chosen] = logits.to(result.device, torch.float16)
+                if probability is not None:
+                    scores.append(probability.cpu())
         # with the input's metadata, which `Invertd` asks for
-        return convert_to_dst_type(result, inputs, dtype=torch.float16)[0]
+        result = convert_to_dst_type(result, inputs, dtype=torch.float16)[0]
+        if scores and isinstance(result, MetaTensor):
+            result.meta[EXISTENCE_KEY] = torch.cat(scores).T
+            result.meta[EXISTENCE_AXIS_KEY] = self.spatial_dim
+        return result
 
-    def _batches(self, volume: Tensor, network: Any, text: Any) -> Iterator[tuple[slice, Tensor]]:
-        """Pairs of a range of slices and their logits (B, P, H, W); `volume` is (D, H, W)."""
+    def _batches(self, volume: Tensor, network: Any, text: Any) -> Iterator[tuple[slice, Any]]:
+        """Pairs of a range of slices and the network's `Prediction` for them; `volume` is (D, H, W)."""
         device = next(network.parameters()).device
         depth = volume.shape[0]
         first, cost = self._first_slice(volume, network, text, device)
@@ -118,18 +134,18 @@ class PromptedSliceInferer(SliceInferer):
         with _SliceProgress(depth, self.progress) as progress:
             for start in range(1, depth, size):
                 chosen = slice(start, min(start + size, depth))
-                yield chosen, network.segment(self._stack(volume, chosen).to(device), text, seed=self.seed)
+                yield chosen, network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed)
                 progress.done(chosen.stop)
 
-    def _first_slice(self, volume: Tensor, network: Any, text: Any, device: torch.device) -> tuple[Tensor, int]:
-        """Logits of slice 0 and the bytes that a slice needs; measured once for a size and number of prompts."""
+    def _first_slice(self, volume: Tensor, network: Any, text: Any, device: torch.device) -> tuple[Any, int]:
+        """The prediction for slice 0 and the bytes of a slice; measured once for a size and number of prompts."""
         image = self._stack(volume, slice(0, 1)).to(device)
         key = (id(network), device, tuple(image.shape), len(text))
         if key in self._bytes_per_slice:
-            return network.segment(image, text, seed=self.seed), self._bytes_per_slice[key]
-        logits, cost = measure_peak(lambda: network.segment(image, text, seed=self.seed), device)
+            return network.predict(image, text, seed=self.seed), self._bytes_per_slice[key]
+        found, cost = measure_peak(lambda: network.predict(image, text, seed=self.seed), device)
         self._bytes_per_slice[key] = cost
-        return logits, cost
+        return found, cost
 
     def _stack(self, volume: Tensor, chosen: slice) -> Tensor:
         """Slices with their neighbours as channels, (B, 1 or 3, H, W) float32."""

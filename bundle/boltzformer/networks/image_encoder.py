@@ -123,7 +123,7 @@ class ImageEncoder(nn.Module):
         load_backbone_weights(self.backbone, self.name, file, self.options)
 
 
-def _create(name: str, options: Mapping[str, Any]) -> Any:  # timm's wrappers have attributes that nn.Module's type does not know
+def _create(name: str, options: Mapping[str, Any]) -> Any:  # attributes that nn.Module's type does not know
     if not timm.is_model(name):
         near = timm.list_models(f"*{re.split('[_.]', name)[0]}*")[:8]
         raise InputError(f"Unknown backbone {name!r}: timm has no model of that name. Near it: {near or 'none'}.")

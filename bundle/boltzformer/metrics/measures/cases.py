@@ -142,7 +142,8 @@ def evaluate_case(
             prediction = predictions.find(case.names, name, value)
             pred = read_prediction(prediction, case, label, read, loaded)
             probability = _read_probability(prediction, case, label, read)
-            _score(result, case, name, (pred, truth), label, settings, probability)
+            existence = predictions.existence(case.names, name, settings.axis)
+            _score(result, case, name, (pred, truth), label, settings, probability, existence)
         except InputError as error:
             result.failures.append({"case": case.name, "object": name, "error": str(error)})
     return result
@@ -207,11 +208,14 @@ def _score(
     label: Volume,
     settings: EvaluationSettings,
     probability: np.ndarray | None,
+    existence: list[float] | None,
 ) -> None:
     pred, truth = masks
+    if existence is not None and len(existence) != truth.shape[settings.axis]:
+        raise InputError(f"{case.name}: its sidecar scores {len(existence)} slices of {truth.shape[settings.axis]}")
     catalogue, rule = settings.catalogue, settings.catalogue.slice_rule
     place = Place(dataset=case.dataset, case=case.name, patient=case.patient, object=name)
-    for index, counts in enumerate(count_volume(pred, truth, label.spacing, settings.axis)):
+    for index, counts in enumerate(count_volume(pred, truth, label.spacing, settings.axis, existence)):
         result.slices.append(slice_row(place, index, name, counts, rule))
     other = other_side_of(name, case.objects)
     both = VolumeMasks(pred, truth, label.spacing, None if other is None else label.array == other)

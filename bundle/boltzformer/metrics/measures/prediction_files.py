@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from boltzformer.errors import InputError
+from boltzformer.json_file import read_json
 
 EXTENSIONS = (".nii.gz", ".nii")
 PROBABILITY_SUFFIXES = ("probability", "prob")
@@ -95,6 +96,32 @@ class PredictionFolder:
             f"{self.folder}: no prediction of '{object_name}' for case {case}; looked for {case}/{slug}.nii.gz, "
             f"{case}_{slug}.nii.gz and, where {case} has no folder, {case}.nii.gz"
         )
+
+    def existence(self, names: Sequence[str], object_name: str, axis: int) -> list[float] | None:
+        """Probability that an object is in each slice, from the sidecar that this bundle's inference writes.
+
+        Args:
+            names: what the case may be called.
+            object_name: the object.
+            axis: of the slices, in RAS orientation.
+
+        Returns:
+            one for each slice; None where there is no sidecar, no score in it, or one of slices along another axis.
+
+        Raises:
+            InputError: a sidecar that cannot be read.
+        """
+        own = _key(self.aliases.get(object_name, object_name))
+        for path in (self.folder / f"{case}.json" for case in names):
+            if not path.is_file():
+                continue
+            notes = read_json(path, "sidecar")
+            if not isinstance(notes, dict) or notes.get("slice_axis") != axis:
+                continue
+            for entry in notes.get("labels", []):
+                if _key(str(entry.get("name", ""))) == own and entry.get("slice_probability"):
+                    return [float(p) for p in entry["slice_probability"]]
+        return None
 
     def _file(self, stem: str) -> Path | None:
         paths = self.files.get(_key(stem), [])

@@ -1,0 +1,82 @@
+"""What the score "the object is in this slice" does to a volume's masks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from torch import Tensor
+
+from boltzformer.errors import InputError
+from boltzformer.networks.boltzformer import Prediction
+
+EXISTENCE_KEY = "existence"
+EXISTENCE_AXIS_KEY = "existence_axis"
+EMPTY_LOGIT = -8.0
+"""Where a slice is emptied, no logit stays above this: probability 0.0003."""
+
+
+@dataclass(frozen=True)
+class ExistenceGate:
+    """Empty the slices in which an object is improbable.
+
+    Args:
+        threshold: of the calibrated probability, in [0, 1]; slices below it are emptied for that object. None, or 0,
+            empties nothing.
+        temperature: T of the calibration, probability = sigmoid(logit / T), above 0; None is 1.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    threshold: float | None = None
+    temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise InputError(f"existence_threshold is {self.threshold}: a probability lies in [0, 1].")
+        if self.temperature is not None and self.temperature <= 0:
+            raise InputError(f"existence_temperature is {self.temperature}: it must be above 0.")
+
+    def __call__(self, found: Prediction) -> tuple[Tensor, Tensor | None]:
+        """Gate what was found in B slices for P prompts.
+
+        Returns:
+            Logits (B, P, H, W), and probabilities (B, P) float32, or None from a network without the score.
+        """
+        if found.existence is None:
+            return found.logits, None
+        probability = torch.sigmoid(found.existence.float() / (self.temperature or 1.0))
+        if not self.threshold:
+            return found.logits, probability
+        improbable = (probability < self.threshold)[..., None, None]
+        return torch.where(improbable, found.logits.clamp(max=EMPTY_LOGIT), found.logits), probability
+
+
+class ExistenceFromMetad(MapTransform):
+    """Dictionary transform: the scores that the inferer left in the metadata of `pred` -> the item's `existence`,
+    (P, slices) in the order of the RAS volume, and `existence_axis`.
+
+    It stands before `Invertd`, which gives the prediction the image's metadata.
+
+    Args:
+        keys: the prediction.
+        allow_missing_keys: see `monai.transforms.MapTransform`.
+    """
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Move the scores; an item without them stays as it is."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            if isinstance(item[key], MetaTensor) and EXISTENCE_KEY in item[key].meta:
+                item[EXISTENCE_KEY] = item[key].meta[EXISTENCE_KEY]
+                item[EXISTENCE_AXIS_KEY] = item[key].meta[EXISTENCE_AXIS_KEY]
+        return item
