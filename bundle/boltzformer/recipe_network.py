@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import logging
@@ -17,6 +16,7 @@ from boltzformer.errors import InputError
 from boltzformer.networks import boltzformer as _boltzformer  # noqa: F401
 from boltzformer.networks.definition import DEFINED_CLASSES, as_data
 from boltzformer.recipe import Recipe, check_override
+from boltzformer.settings import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +70,12 @@ def construct(definition: Mapping[str, Any], models_dir: Path) -> Any:
     kind = arguments.pop("type", None)
     cls = DEFINED_CLASSES.get(str(kind))
     if cls is None:
-        raise InputError(f"a network's definition names the type {kind!r}; {_nearest(str(kind), DEFINED_CLASSES)}")
+        raise InputError(f"a network's definition names the type {kind!r}; {nearest(str(kind), DEFINED_CLASSES)}")
     parameters = inspect.signature(cls).parameters
     for name in arguments:
         if name not in parameters or name in START_ONLY:
             known = [parameter for parameter in parameters if parameter not in START_ONLY]
-            raise InputError(f"{kind} has no argument {name!r}; {_nearest(name, known)}")
+            raise InputError(f"{kind} has no argument {name!r}; {nearest(name, known)}")
     if kind in FOLDER_TYPES:
         arguments["name"] = str(_inside(models_dir, str(arguments.get("name", ""))))
         arguments["pretrained"] = arguments.get("frozen", True)  # else its weights are part of the checkpoint
@@ -184,8 +184,3 @@ def _inside(models_dir: Path, name: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"text encoder {name!r}: no folder {folder}; copy it there, it belongs to the checkpoint.")
     return folder
-
-
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}."

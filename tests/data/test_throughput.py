@@ -26,6 +26,6 @@ def test_rate_of_a_loader_of_known_speed():
 
 
 def test_a_short_loader_ends_and_one_batch_is_too_few():
-    assert measure_loader(_SlowLoader(3), seconds=60, max_epochs=2).slices == 25
+    assert measure_loader(_SlowLoader(3), seconds=60, max_epochs=2).pairs == 25
     with pytest.raises(ValueError, match="two batches"):
         measure_loader(_SlowLoader(1), max_epochs=1)

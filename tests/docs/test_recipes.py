@@ -9,11 +9,16 @@ import types
 import torch
 from boltzformer.metrics.measures.measure import columns, describe
 from boltzformer.metrics.measures.slices import SliceCounts
-from boltzformer.networks import attention
+from boltzformer.networks.attention import rules
+from boltzformer.networks.definition import DEFINED_CLASSES
+from boltzformer.recipe import recipe_for
+from boltzformer.recipe_network import build_network, record_definition
+from boltzformer.weights import load_weights, save_atomically
 
 from tests.docs.blocks import ROOT, blocks
 from tests.support import BUNDLE, SMALL_NETWORK
 
+INPUT = {"window": "auto", "axis": 2, "num_adjacent": 0, "pixel_size_mm": None}
 PAGE = ROOT / "CONTRIBUTING.md"
 
 
@@ -38,21 +43,32 @@ def test_backbone():
     assert network(torch.rand(1, 1, 64, 64), ["nodule"]).shape == (1, 1, 64, 64)
 
 
-def test_attention_rule(monkeypatch):
-    module = types.ModuleType("boltzformer.networks.attention.top_k")
+def test_attention_rule(monkeypatch, tmp_path):
+    module = types.ModuleType("boltzformer.networks.attention.rules.top_k")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(attention, "top_k", module, raising=False)
+    monkeypatch.setattr(rules, "top_k", module, raising=False)
+    monkeypatch.setitem(DEFINED_CLASSES, "TopK", None)
+    monkeypatch.delitem(DEFINED_CLASSES, "TopK")  # and so after the test too
     exec(compile(_text("python", "attention rule"), "top_k.py", "exec"), module.__dict__)
     kept = module.TopK(k=3).keep(torch.randn(1, 1, 4, 50), 0, None)
     assert (kept.sum(-1) == 3).all()
     image = torch.rand(1, 1, 64, 64)
     with torch.no_grad():
-        ours = _network(json.loads(_text("json", "attention overlay")))(image, ["nodule"])
+        network = _network(json.loads(_text("json", "attention overlay")))
+        ours = network(image, ["nodule"])
         everything = _network({"network_def#attention": {**_overlay(), "k": 10**6}})(image, ["nodule"])
         full = {"_target_": "boltzformer.networks.attention.rules.Full"}
         full_attention = _network({"network_def#attention": full})(image, ["nodule"])
     torch.testing.assert_close(everything, full_attention, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(ours, full_attention, atol=1e-4)
+    # a checkpoint that was trained with the rule is built again from its recipe
+    recipe = {"network": record_definition(network, BUNDLE / "models"), "input": INPUT}
+    save_atomically(network.state_dict(), tmp_path / "model.pt", recipe)
+    again = build_network(recipe_for(tmp_path / "model.pt", BUNDLE)).eval()
+    load_weights(again, tmp_path / "model.pt")
+    assert again.decoder.rule == module.TopK(k=8)
+    with torch.no_grad():
+        assert torch.equal(again(image, ["nodule"]), ours)
 
 
 def _overlay() -> dict:

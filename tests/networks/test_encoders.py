@@ -45,6 +45,34 @@ def test_local_weights_in_both_of_timms_key_layouts(tmp_path, form):
     assert torch.equal(encoder.backbone.state_dict()[last].half(), weights[key].half())
 
 
+def test_windows_change_the_position_biases_alone_and_those_are_resized(tmp_path):
+    torch.manual_seed(1)
+    plain = ImageEncoder("tiny_vit_5m_224").eval()
+    save_file(plain.backbone.state_dict(), tmp_path / "weights.safetensors")
+    windows = ImageEncoder("tiny_vit_5m_224", str(tmp_path / "weights.safetensors"), window_sizes=[8, 8, 16, 8]).eval()
+    before, after = plain.backbone.state_dict(), windows.backbone.state_dict()
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {key for key in before if key.endswith("attention_biases")}
+    side = {"stages_1": (7, 8), "stages_2": (14, 16), "stages_3": (7, 8)}
+    for key in changed:
+        old, new = side[key.split(".")[0]]
+        grid = before[key].unflatten(1, (old, old))
+        resized = torch.nn.functional.interpolate(grid[None], size=(new, new), mode="bicubic", align_corners=False)
+        torch.testing.assert_close(after[key], resized[0].flatten(1))
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        shapes = [[feature.shape for feature in encoder(image)] for encoder in (plain, windows)]
+        same = ImageEncoder("tiny_vit_5m_224", str(tmp_path / "weights.safetensors"), window_sizes=[7, 7, 14, 7]).eval()
+        assert all(torch.equal(one, other) for one, other in zip(plain(image), same(image), strict=True))
+    assert shapes[0] == shapes[1]
+
+
+def test_windows_of_a_backbone_without_any_are_refused():
+    with pytest.raises(InputError, match="resnet18"):
+        ImageEncoder("resnet18", window_sizes=[8, 8, 8, 8])
+
+
 def test_real_weights_fit(shared_dir):
     ImageEncoder("tiny_vit_5m_224", weights=str(shared_dir / "weights" / "tiny_vit_5m_mobile_sam.safetensors"))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,6 +87,30 @@ def test_inferer_asks_for_no_more_than_the_loss_needs(network, label):
     found = TrainingInferer(loss)(image, network, text=["a", "b"])
     loss(found, label[:2]).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_bfloat16_on_a_cpu_gives_nearly_the_loss_of_float32_and_trains(network, label):
+    network = copy.deepcopy(network)
+    image, prompts = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)), ["a", "b"]
+    masks = F.interpolate(label[:2], size=(64, 64))
+    network.train()
+    loss = DecodedLoss(MASK_LOSS, 0.1, 1.0)
+    losses = []
+    for cpu_bfloat16 in (False, True):
+        torch.manual_seed(1)  # the same draw
+        found = TrainingInferer(loss, cpu_bfloat16)(image, network, text=prompts)
+        assert found.logits.dtype == torch.float32
+        losses.append(loss(found, masks).item())
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    for _ in range(15):
+        optimizer.zero_grad()
+        step = loss(TrainingInferer(loss, True)(image, network, text=prompts), masks)
+        step.backward()
+        optimizer.step()
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert step.item() < 0.8 * losses[1]
 
 
 def test_groups_and_a_part_that_learns_alone(network):

@@ -224,11 +224,11 @@ def test_a_signal_saves_and_a_resumed_run_equals_the_whole(make_run, tmp_path, c
     assert cut.trainer.state.iteration == 9
     assert "stopped at epoch 2, step 9" in caplog.text
     with pytest.raises(SystemExit) as left:
-        cut.train_handlers[0].leave()
+        cut.train_handlers[0].interruption.leave()
     assert left.value.code == 128 + number
     again = make_run(tmp_path / "cut", resume=True)
     again.trainer.run()
-    again.train_handlers[0].leave()
+    again.train_handlers[0].interruption.leave()
     _assert_same(whole, again)
 
 

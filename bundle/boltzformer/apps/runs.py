@@ -13,6 +13,7 @@ from boltzformer.apps.console import one_line_errors
 from boltzformer.apps.release import shipped_weights
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
+from boltzformer.settings import check_run
 
 _EVALUATED = ("$", "@", "%")
 
@@ -81,7 +82,7 @@ def start(
         given: values of further keys.
 
     Raises:
-        InputError: a file is missing, or a setting is no plain value.
+        InputError: a file is missing, a setting is no plain value, or a key is not known.
     """
     folder = bundle_folder() / "configs"
     files = [folder / name for name in configs]
@@ -92,6 +93,7 @@ def start(
             raise InputError(f"{file}: no such file or folder.")
     values = {"bundle_root": plain_path(bundle_folder()), "dataset_dir": plain_path(dataset), **given}
     values.update(parse_setting(text) for text in settings or [])
+    check_run(files, values, "--set ")
     run(run_id=run_id, config_file=[str(file) for file in files], **values)
 
 

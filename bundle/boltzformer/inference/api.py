@@ -29,6 +29,7 @@ from boltzformer.inference.load import LoadVolumed
 from boltzformer.inference.masks import LOGITS_KEY, SaveMasks, check_prompt_count, combine_masks
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.output_files import check_folder, check_target
+from boltzformer.settings import check_keys
 from boltzformer.volumes.names import case_name
 from boltzformer.volumes.sources import open_volume
 from boltzformer.volumes.volume import Volume
@@ -173,7 +174,8 @@ class Segmenter:
             overrides: values of the config's keys, for example `window="lung"` or `memory_gb=8`.
 
         Raises:
-            InputError: a file is missing, or the weights belong to another network.
+            InputError: a file is missing, a key is not known (the nearest is named), or the weights belong to another
+                network.
         """
         root = Path(bundle_dir)
         files = [root / "configs" / "inference.json", *(root / overlay for overlay in overlays)]
@@ -184,6 +186,7 @@ class Segmenter:
             _check_plain(value, name)
         parser = ConfigParser()
         parser.read_config([str(file) for file in files])
+        check_keys(parser.get(), overrides)
         parser["bundle_root"] = str(root)
         parser.update(overrides)
         if device is not None:

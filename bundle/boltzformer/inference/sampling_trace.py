@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from boltzformer.networks.attention.rules import Boltzmann, temperature
+from boltzformer.networks.attention.rules import Boltzmann
+from boltzformer.networks.attention.rules.boltzmann import temperature
 from boltzformer.networks.boltzformer import BoltzFormer
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,8 +124,9 @@ class RunCheckpoint:
             begins anew.
         every_minutes: also save inside an epoch, when this much time has passed since the last save; 0 saves at the
             ends of epochs only.
-        override: settings that may differ from the resumed run's, as in `recipe_for`.
         recipe: what the network is trained with; the file carries it.
+        override: settings that may differ from the resumed run's, as in `recipe_for`.
+        interruption: a signal's wish that the run saves and stops; its `leave` ends the process with the signal's code.
 
     Raises:
         InputError: at the start, if the file to resume cannot be read, or belongs to another network, other
@@ -143,6 +143,7 @@ class RunCheckpoint:
         every_minutes: float = 5.0,
         recipe: Mapping[str, Any] | None = None,
         override: Sequence[str] = (),
+        interruption: Interruption | None = None,
     ) -> None:
         self.path = Path(output_dir) / LAST_NAME
         self.network = network
@@ -153,9 +154,8 @@ class RunCheckpoint:
         self.every_seconds = 60 * float(every_minutes)
         self.recipe = recipe
         self.override = override
-        self.interruption = Interruption()
+        self.interruption = interruption or Interruption()
         self._last_save = time.monotonic()
-        self._stopped_by = 0
         self._started = False
 
     def attach(self, engine: Workflow) -> None:
@@ -214,17 +214,8 @@ class RunCheckpoint:
         state = engine.state
         done = f"stopped at epoch {state.epoch}, step {state.iteration}"
         logger.warning("%s; the state is in %s, `--resume true` goes on", done, self.path)
-        self._stopped_by = self.interruption.signal or signal.SIGTERM  # another process's signal ends this one too
+        self.interruption.obey()
         engine.terminate()
-
-    def leave(self) -> None:
-        """End the process with the code of the signal that stopped the run; the config's last step.
-
-        Raises:
-            SystemExit: after a signal, with 130 for SIGINT and 143 for SIGTERM.
-        """
-        if self._stopped_by:
-            raise SystemExit(128 + self._stopped_by)
 
     def _save(self, engine: Workflow) -> None:
         random_states = gather_random_state(engine.state.device)

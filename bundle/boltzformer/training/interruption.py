@@ -14,10 +14,14 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Notes the first signal; a second one of the same kind ends the process at once, as without this class."""
+    """Notes the first signal; a second one of the same kind ends the process at once, as without this class.
+
+    The loop looks at `signal`, saves, and says `obey`; the program's last step is `leave`.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._obeyed: int | None = None
         self._earlier: dict[int, Any] = {}
 
     def watch(self) -> None:
@@ -30,6 +34,19 @@ class Interruption:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
         self._earlier = {}
+
+    def obey(self) -> None:
+        """The run stops for the signal, or for another process's, which arrives here as SIGTERM."""
+        self._obeyed = self.signal or signal.SIGTERM
+
+    def leave(self) -> None:
+        """End the process with the code of the signal that stopped the run; without one, do nothing.
+
+        Raises:
+            SystemExit: with 130 after SIGINT and 143 after SIGTERM.
+        """
+        if self._obeyed:
+            raise SystemExit(128 + self._obeyed)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

@@ -7,18 +7,16 @@ import math
 import pytest
 import torch
 from boltzformer.errors import InputError
-from boltzformer.networks.attention.rules import (
-    Boltzmann,
-    Full,
-    Threshold,
+from boltzformer.networks.attention.rules import Boltzmann, Full, Threshold
+from boltzformer.networks.attention.rules.boltzmann import (
     boltzmann_probability,
     draw_attention_set,
-    fill_empty,
     log_never_drawn,
     number_of_trials,
     temperature,
-    threshold_attention_set,
 )
+from boltzformer.networks.attention.rules.rule import AttentionRule, fill_empty
+from boltzformer.networks.attention.rules.threshold import threshold_attention_set
 
 
 def test_temperature_falls_as_one_over_layer():
@@ -119,3 +117,15 @@ def test_boltzmann_draws_at_the_layers_temperature():
 def test_numbers_out_of_range_are_refused(rule, settings, message):
     with pytest.raises(InputError, match=message):
         rule(**settings)
+
+
+def test_a_rule_says_what_it_was_built_with_and_two_of_one_name_are_refused():
+    rule = Boltzmann(0.2, heads_share_set=False)
+    assert rule.definition == {
+        "type": "Boltzmann",
+        "sample_ratio": 0.2,
+        "base_temperature": 1.0,
+        "heads_share_set": False,
+    }
+    with pytest.raises(TypeError, match="has a Full already"):
+        type("Full", (AttentionRule,), {"__module__": "elsewhere"})

@@ -1,13 +1,7 @@
-"""Which patches a query attends to: the rules of the paper's table 3, first of all the annealed Boltzmann draw.
-
-A rule of one's own is one class here or anywhere that can be imported, and one overlay that names it under
-``network_def#attention``. Equation numbers are those of "Boltzmann Attention Sampling for Image Analysis with Small
-Objects", CVPR 2025.
-"""
+"""The annealed Boltzmann draw: the paper's rule. Equation numbers are the paper's."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -15,40 +9,9 @@ from torch import Tensor
 
 from boltzformer.errors import InputError
 
-from ..definition import remember_definition
+from .rule import AttentionRule, fill_empty
 
 
-class AttentionRule(ABC):
-    """Says which patches each query keeps in a layer.
-
-    Attributes:
-        needs_noise: whether :meth:`keep` is given random noise.
-        keeps_all: every patch is kept without looking: the logits are not computed, nor :meth:`keep` called.
-    """
-
-    needs_noise: bool = False
-    keeps_all: bool = False
-
-    @abstractmethod
-    def keep(self, logits: Tensor, layer: int, noise: Tensor | None) -> Tensor | None:
-        """The attention sets of a layer; called without gradients.
-
-        Args:
-            logits: mask logits mu^T S at the layer's patches, (B, 1, m, patches); their sigmoid is the confidence U.
-            layer: l, from 0.
-            noise: standard exponential variates, (1 or B, sets a query, m, patches), where the rule needs them.
-
-        Returns:
-            True where a query keeps a patch, (B, 1 or sets a query, m, patches); no set is empty (:func:`fill_empty`).
-            None keeps all.
-        """
-
-    def sets_per_query(self, num_heads: int) -> int:
-        """Sets that a query has: 1, which its heads share, or one for each head."""
-        return 1
-
-
-@remember_definition
 @dataclass(frozen=True)
 class Boltzmann(AttentionRule):
     """The paper's rule: N draws with replacement from p = softmax(U / tau_l), tau_l = tau_0 / (1 + l) (eq. 5).
@@ -62,10 +25,11 @@ class Boltzmann(AttentionRule):
         InputError: a number out of its range.
     """
 
+    needs_noise = True
+
     sample_ratio: float = 0.1
     base_temperature: float = 1.0
     heads_share_set: bool = True
-    needs_noise = True
 
     def __post_init__(self) -> None:
         if not 0 < self.sample_ratio <= 1:
@@ -82,41 +46,6 @@ class Boltzmann(AttentionRule):
     def sets_per_query(self, num_heads: int) -> int:
         """See :class:`AttentionRule`."""
         return 1 if self.heads_share_set else num_heads
-
-
-@remember_definition
-@dataclass(frozen=True)
-class Threshold(AttentionRule):
-    """No draw: the patches whose confidence is at least ``value`` (the masked attention of table 3).
-
-    Args:
-        value: in [0, 1].
-
-    Raises:
-        InputError: a value out of its range.
-    """
-
-    value: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.value <= 1:
-            raise InputError(f"value={self.value} of the threshold must lie in [0, 1]")
-
-    def keep(self, logits: Tensor, layer: int, noise: Tensor | None) -> Tensor:
-        """See :class:`AttentionRule`."""
-        return threshold_attention_set(logits, self.value)
-
-
-@remember_definition
-@dataclass(frozen=True)
-class Full(AttentionRule):
-    """Every patch (full attention of table 3)."""
-
-    keeps_all = True
-
-    def keep(self, logits: Tensor, layer: int, noise: Tensor | None) -> None:
-        """See :class:`AttentionRule`."""
-        return None
 
 
 def temperature(base_temperature: float, layer: int) -> float:
@@ -167,13 +96,3 @@ def draw_attention_set(logits: Tensor, noise: Tensor, tau: float, sample_ratio: 
     trials = number_of_trials(sample_ratio, logits.shape[-1])
     # P(E <= -N log(1 - p)) = 1 - (1 - p)^N for exponential E: exact for tiny p, and one logarithm a patch
     return fill_empty(noise <= log_never_drawn(probability, trials).neg_())
-
-
-def threshold_attention_set(logits: Tensor, threshold: float) -> Tensor:
-    """Attention set of the paper's table 3 without sampling: the patches with confidence >= ``threshold``."""
-    return fill_empty(logits.float().sigmoid() >= threshold)
-
-
-def fill_empty(kept: Tensor) -> Tensor:
-    """Let a query whose set is empty attend to every patch."""
-    return kept | ~kept.any(dim=-1, keepdim=True)

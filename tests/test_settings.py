@@ -1,0 +1,116 @@
+"""A misspelt setting ends a run before it begins, and what is spelt right passes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from boltzformer.errors import InputError
+from boltzformer.inference.api import Segmenter
+from boltzformer.settings import check_command_line, check_keys, check_run
+
+from tests.support import BUNDLE, SMALL_NETWORK, write_json
+
+CONFIGS = BUNDLE / "configs"
+MONAI = "/somewhere/monai/bundle/__main__.py"
+
+
+def _train() -> dict:
+    return json.loads((CONFIGS / "train.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("learning_rat", "no key 'learning_rat'; did you mean 'learning_rate'?"),
+        ("network_def#num_querys", "'network_def' has no key 'num_querys'; did you mean 'num_queries'?"),
+        (
+            "network_def::attention::sample_ration",
+            "'attention' has no key 'sample_ration'; did you mean 'sample_ratio'",
+        ),
+        ("train#preprocessing#transforms#2", "has 2 entries, and no '2'"),
+        ("trian#handlers", "did you mean 'train'?"),
+        ("+validate#handler", "did you mean 'handlers'?"),
+    ],
+)
+def test_the_nearest_name_is_given(key, message):
+    with pytest.raises(InputError) as error:
+        check_keys(_train(), [key], "--")
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"--{key}: ")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "window",
+        "schedule#final_share",  # an argument that the config leaves at its default
+        "train#trainer#amp_kwargs",
+        "train#trainer#key_train_metric",  # MONAI's own component
+        "train#handlers#0#_disabled_",
+        "network_def#image_size",
+        "validate#key_metric#anything",
+        "total_steps#0",  # behind an expression
+    ],
+)
+def test_what_is_there_or_cannot_be_seen_passes(key):
+    config = {**_train(), "key_metric": "@x"}
+    config["validate"]["key_metric"] = "@metric"
+    check_keys(config, [key])
+
+
+@pytest.mark.parametrize(
+    ("base", "overlays"),
+    [
+        ("train", ["demo", "fine_tune", "train_shipped", "multi_gpu_train", "network/*", "ablation/*"]),
+        ("evaluate", ["demo", "network/tiny", "network/hiera_*", "multi_gpu_evaluate"]),
+        ("inference", ["demo", "network/tiny", "uncertainty"]),
+    ],
+)
+def test_the_overlays_of_the_bundle_pass(base, overlays):
+    files = [file for pattern in overlays for file in sorted(CONFIGS.glob(f"{pattern}.json"))]
+    assert len(files) >= len(overlays)
+    for file in files:
+        check_run([CONFIGS / f"{base}.json", file], [])
+
+
+def test_an_overlay_may_add_what_it_refers_to(tmp_path):
+    own = write_json(tmp_path / "own.json", {"share": 0.3, "negative_share": "@share", **SMALL_NETWORK})
+    check_run([CONFIGS / "train.json", own], ["share"])
+    lost = write_json(tmp_path / "lost.json", {"negativ_share": 0.3})
+    with pytest.raises(InputError, match=r"lost.json: negativ_share: .*did you mean 'negative_share'"):
+        check_run([CONFIGS / "train.json", lost], [])
+
+
+def test_the_command_line_of_monai(tmp_path):
+    overlay = write_json(tmp_path / "small.json", SMALL_NETWORK)
+    files = ["--config_file", f"['{CONFIGS / 'train.json'}','{overlay}']"]
+    line = [MONAI, "run", "training", *files, "--meta_file", "m.json", "--window", "[-100,200]", "--max_epochs=3"]
+    check_command_line(line)
+    for wrong in (
+        ["--max_epoch", "3"],
+        ["--max-epoch=3"],
+        ["--args_file", str(write_json(tmp_path / "a.json", {"max_epoch": 3}))],
+    ):
+        with pytest.raises(InputError, match="'max_epoch'; did you mean 'max_epochs'"):
+            check_command_line([*line, *wrong])
+    check_command_line(["/usr/bin/pytest", "run", "training", "--max_epoch", "3"])  # not MONAI's
+    single = [MONAI, "run", "inference", f"--config_file={CONFIGS / 'inference.json'}"]
+    check_command_line([*single, "--memory_gb", "4"])
+    with pytest.raises(InputError, match="'memory_gbs'"):
+        check_command_line([*single, "--memory_gbs", "4"])
+
+
+def test_the_configs_check_their_command_line_first():
+    for name in ("train", "evaluate", "inference"):
+        steps = json.loads((CONFIGS / f"{name}.json").read_text())["run"]
+        targets = [step["_target_"] for step in steps if isinstance(step, dict)]
+        assert targets[:2] == [
+            "boltzformer.error_report.report_input_errors_briefly",
+            "boltzformer.settings.check_command_line",
+        ]
+
+
+def test_the_api_refuses_unknown_arguments():
+    with pytest.raises(InputError, match="no key 'windows'; did you mean 'window'"):
+        Segmenter.from_bundle(BUNDLE, windows="lung")
