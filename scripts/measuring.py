@@ -36,8 +36,8 @@ class Comparison:
         ours_s: median seconds of ours.
         peer_s: median seconds of the peer.
         faster: median over the pairs of (peer / ours).
-        ours_gmac: multiply-adds of ours, in units of 10^9; likewise ``peer_gmac``.
-        ours_mib: peak memory of tensors beyond inputs and weights, MiB; likewise ``peer_mib``.
+        ours_gmac: multiply-adds of ours, in units of 10^9; likewise `peer_gmac`.
+        ours_mib: peak memory of tensors beyond inputs and weights, MiB; likewise `peer_mib`.
         must: factor that has to be reached, or None.
         aim: factor that is hoped for, or None.
     """
@@ -80,7 +80,7 @@ def compare(
 
 @dataclass
 class VolumeCost:
-    """What a whole volume costs: ``seconds``, multiply-adds in units of 10^9, and peak memory in MiB."""
+    """What a whole volume costs: `seconds`, multiply-adds in units of 10^9, and peak memory in MiB."""
 
     seconds: float
     gmac: float

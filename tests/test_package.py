@@ -99,3 +99,10 @@ print(json.dumps([boltzformer.__file__, str(folder), size, prompts[0].name]))
     for command in PROJECT.get("scripts", {}):
         shown = subprocess.run([tmp_path / "env" / "bin" / command, "--help"], env=environment, capture_output=True)
         assert shown.returncode == 0, shown.stderr
+
+
+def test_docstrings_speak_one_dialect():
+    """Google style is ruff's to check; names stand in single backticks, without roles."""
+    files = [*(BUNDLE / "boltzformer").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
+    foreign = [str(file) for file in files if re.search(r"``|:(class|func|meth|mod|data|attr):`", file.read_text())]
+    assert foreign == []

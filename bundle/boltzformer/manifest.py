@@ -82,7 +82,7 @@ class Manifest:
 
     @property
     def exit_code(self) -> int:
-        """0 where nothing failed, 1 where something did. (2 is for a run that could not start.)"""
+        """0 where nothing failed, 1 where something did; 2 is for a run that could not start."""
         return 1 if self.of(FAILED) else 0
 
     def content(self) -> dict[str, Any]:

@@ -73,9 +73,9 @@ def calibrate(rows: list[dict[str, Any]], old_temperature: float = 1.0) -> dict[
         old_temperature: that the scores were made with.
 
     Returns:
-        ``temperature``; ``threshold``, of the calibrated probability, with the best mean Dice over whole volumes; and
-        what they give: ``auroc``, ``ece`` before and after, ``specificity`` (slices without the object that stay
-        empty) and ``sensitivity`` (slices with it that are kept), and volume Dice of positive slices alone, of all
+        `temperature`; `threshold`, of the calibrated probability, with the best mean Dice over whole volumes; and
+        what they give: `auroc`, `ece` before and after, `specificity` (slices without the object that stay
+        empty) and `sensitivity` (slices with it that are kept), and volume Dice of positive slices alone, of all
         slices, and gated.
 
     Raises:

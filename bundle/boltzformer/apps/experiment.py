@@ -78,10 +78,7 @@ def run_table(
     slurm_dir: Path | None = None,
     launcher: Launcher = launch,
 ) -> list[str]:
-    """What the command does; its options are described there.
-
-    Args:
-        launcher: runs one step of a run.
+    """What the command does; arguments are its options, and `launcher` runs one step of a run.
 
     Returns:
         a line for each run that failed.

@@ -44,7 +44,7 @@ def score(
     title: str,
     lost: Sequence[dict[str, str]] = (),
 ) -> Evaluation:
-    """Evaluate, write all files and print the tables; ``lost`` are failures from before, for the lists."""
+    """Evaluate, write all files and print the tables; `lost` are failures from before, for the lists."""
     console = Console()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=len(cases))

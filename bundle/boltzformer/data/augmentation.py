@@ -17,8 +17,7 @@ ANY_DATASET = "*"
 
 
 class RandSliceAffined(RandomizableTransform):
-    """Dictionary transform: with probability `prob` a turn, a shift and a scale, all uniform, in one
-    interpolation.
+    """Dictionary transform: with probability `prob` a turn, a shift and a scale, all uniform, in one interpolation.
 
     The turn is by 0, 90, 180 or 270 degrees and by up to ±`angle` degrees more, the centre moves by up to
     ±`shift` of each side, the content grows by a factor in 1 ± `scale`. The image is sampled bilinearly; of the

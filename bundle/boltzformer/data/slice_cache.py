@@ -153,8 +153,7 @@ def _build_all(
     workers: int,
     progress: bool,
 ) -> Iterator[tuple[int, CachedVolume | InputError]]:
-    """Build the missing volumes; those that another process builds meanwhile come last, and are then waited
-    for."""
+    """Build the missing volumes; those that another process builds meanwhile come last, and are then waited for."""
     columns = (
         TextColumn("Building the slice cache"),
         BarColumn(),

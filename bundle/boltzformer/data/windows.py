@@ -142,8 +142,9 @@ class IntensityWindow:
         volume: np.ndarray | torch.Tensor | None = None,
         quantiles: np.ndarray | None = None,
     ) -> tuple[float, float]:
-        """Find the two intensities that become 0 and 1; compute them once a volume and pass them to
-        `apply_window`.
+        """Find the two intensities that become 0 and 1.
+
+        Compute them once a volume and pass them to `apply_window`.
 
         Args:
             modality: see `resolve`.

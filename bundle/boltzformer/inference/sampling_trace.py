@@ -27,7 +27,7 @@ class LayerTrace:
         kept: True where a query's set holds a patch, (sets, m, h, w).
         share_kept: share of all (query, patch) pairs that are kept.
         object_share: share of the object's (query, patch) pairs that are kept; None without a label or object. Above
-            ``share_kept`` the sampling has found the object.
+            `share_kept` the sampling has found the object.
     """
 
     layer: int

@@ -28,7 +28,7 @@ def evaluate_folder(
     """Score a folder of predictions.
 
     One case is in memory at a time for each worker. A case or object that cannot be scored is listed in
-    ``failures``; so is a prediction whose label is not among the cases.
+    `failures`; so is a prediction whose label is not among the cases.
 
     Args:
         cases: label maps with the names of their objects.

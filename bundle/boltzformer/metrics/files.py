@@ -37,7 +37,7 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: str | Path, data: Any) -> Path:
-    """Write ``data`` as JSON; NaN and infinity become null.
+    """Write `data` as JSON; NaN and infinity become null.
 
     Raises:
         InputError: where the file cannot be written.
@@ -48,7 +48,7 @@ def write_json(path: str | Path, data: Any) -> Path:
 def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Path:
     """Write rows as CSV with a header; None and NaN are empty cells. Columns default to the first row's keys.
 
-    Text that a spreadsheet would take for a formula gets an apostrophe before it; :func:`read_csv` takes it off again.
+    Text that a spreadsheet would take for a formula gets an apostrophe before it; `read_csv` takes it off again.
 
     Raises:
         InputError: where the file cannot be written.
@@ -64,7 +64,7 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Rows of a CSV that :func:`write_csv` wrote, as text.
+    """Rows of a CSV that `write_csv` wrote, as text.
 
     Raises:
         InputError: where the file is missing, not text, or has no header.

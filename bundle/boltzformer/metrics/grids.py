@@ -28,7 +28,7 @@ Reader = Callable[[Path], tuple[np.ndarray, Header]]
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume turned to RAS orientation; ``affine`` is that of the turned array."""
+    """A volume turned to RAS orientation; `affine` is that of the turned array."""
 
     array: np.ndarray
     affine: np.ndarray

@@ -38,17 +38,17 @@ _UNUSED = ("class_embed",)
 
 
 def convert_decoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys below ``sem_seg_head.predictor.`` -> keys of :class:`BoltzFormerDecoder`; unused ones are dropped."""
+    """Keys below `sem_seg_head.predictor.` -> keys of `BoltzFormerDecoder`; unused ones are dropped."""
     return {new: value for key, value in weights.items() if (new := _rename(key, _DECODER))}
 
 
 def convert_pixel_decoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Keys below ``sem_seg_head.pixel_decoder.`` -> keys of :class:`BoltzFormer`."""
+    """Keys below `sem_seg_head.pixel_decoder.` -> keys of `BoltzFormer`."""
     return {new: value for key, value in weights.items() if (new := _rename(key, _PIXEL_DECODER))}
 
 
 def convert_pigma(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Top-level keys of PiGMA -> keys of :class:`BoltzFormer`."""
+    """Top-level keys of PiGMA -> keys of `BoltzFormer`."""
     return {new: value for key, value in weights.items() if (new := _rename(key, _PIGMA))}
 
 
@@ -56,11 +56,11 @@ def convert_checkpoint(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]
     """Convert a whole checkpoint: decoder, pixel decoder, semantic map and PiGMA.
 
     Args:
-        weights: the state dict, with or without a leading ``model.`` or ``module.``.
+        weights: the state dict, with or without a leading `model.` or `module.`.
 
     Returns:
-        The converted part, in keys of :class:`BoltzFormer`, and the keys that have no counterpart (the backbone's and
-        the language encoder's among them: load those through the encoders' ``weights``).
+        The converted part, in keys of `BoltzFormer`, and the keys that have no counterpart (the backbone's and
+        the language encoder's among them: load those through the encoders' `weights`).
     """
     converted: dict[str, Tensor] = {}
     left: list[str] = []

@@ -36,7 +36,7 @@ class Decoded:
         existence: logit that the object is in the slice, (B,), float32; None without an existence head.
         queries: query embeddings after the last layer, (B, m, d).
         query_masks: the queries' own mask logits, (B, m, h, w) at the semantic map.
-        layer_masks: see :class:`.decoder.DecoderResult`; None unless asked for.
+        layer_masks: see `decoder.DecoderResult`; None unless asked for.
         layer_sets: likewise.
     """
 
@@ -80,7 +80,7 @@ class BoltzFormer(nn.Module):
     """Text-prompted segmentation of small objects by Boltzmann attention sampling (CVPR 2025).
 
     In training every example draws its attention sets afresh. In evaluation the draw is seeded and the same for every
-    slice, and (with ``batch_invariant``) each example is computed by itself, so that a slice's mask is bit-identical
+    slice, and (with `batch_invariant`) each example is computed by itself, so that a slice's mask is bit-identical
     whatever else is in the batch.
 
     Args:
@@ -93,13 +93,13 @@ class BoltzFormer(nn.Module):
         num_heads: H.
         feedforward_dim: width of feed-forward layers, in the pixel decoder and the decoder.
         encoder_layers: transformer layers of the pixel decoder.
-        attention: which patches a query attends to: :class:`Boltzmann` (None, with the paper's numbers),
-            :class:`Threshold`, :class:`Full` or a rule of one's own.
+        attention: which patches a query attends to: `Boltzmann` (None, with the paper's numbers),
+            `Threshold`, `Full` or a rule of one's own.
         text_conditioned_prior: condition the first queries on the text (eq. 4).
         use_pigma: False averages the queries' masks only (the paper's ablation).
         pigma_channels: c, channels inside PiGMA.
         existence: add a head that says whether the object is in the slice (not in the paper).
-        default_prompt: what ``text=None`` means.
+        default_prompt: what `text=None` means.
         seed: of the draw in evaluation.
         batch_invariant: compute examples one by one in evaluation. False is faster on a GPU; its logits differ by
             rounding, and where that changes a draw, by more.
@@ -108,7 +108,7 @@ class BoltzFormer(nn.Module):
         plain: compute attention and semantic map in their plain forms, to read and to compare with.
 
     Raises:
-        InputError: ``image_size`` is no multiple of 32, or a setting is out of its range.
+        InputError: `image_size` is no multiple of 32, or a setting is out of its range.
     """
 
     def __init__(
@@ -172,12 +172,12 @@ class BoltzFormer(nn.Module):
 
         Args:
             image: (S, C, H, W) in [0, 1], C = 1 or 3 (three neighbouring slices), any H and W.
-            text: S·K prompts, a slice's side by side, or their encoding from :meth:`encode_text`; None takes the
+            text: S·K prompts, a slice's side by side, or their encoding from `encode_text`; None takes the
                 default prompt.
             everything: return all that a loss may ask for, with the layers' masks.
 
         Returns:
-            Mask logits, (S·K, 1, H, W), float32; or with ``everything`` a :class:`Decoded`.
+            Mask logits, (S·K, 1, H, W), float32; or with `everything` a `Decoded`.
 
         Raises:
             InputError: a prompt is empty or not text, their number is no multiple of the slices', or the image's shape
@@ -195,7 +195,7 @@ class BoltzFormer(nn.Module):
         """Segment P objects in every slice; each slice and each prompt is encoded once.
 
         Args:
-            image: (B, C, H, W) as in :meth:`forward`.
+            image: (B, C, H, W) as in `forward`.
             prompts: P prompts or their encoding.
             seed: of the draw, instead of the network's.
         """
@@ -207,7 +207,7 @@ class BoltzFormer(nn.Module):
         return Prediction(logits, existence)
 
     def segment(self, image: Tensor, prompts: Sequence[str] | TextFeatures, seed: int | None = None) -> Tensor:
-        """The mask logits of :meth:`predict`, (B, P, H, W), float32."""
+        """The mask logits of `predict`, (B, P, H, W), float32."""
         return self.predict(image, prompts, seed).logits
 
     def encode_text(self, prompts: Sequence[str]) -> TextFeatures:
@@ -248,7 +248,7 @@ class BoltzFormer(nn.Module):
             noise: the draw's noise for each layer, (1 or B, sets a query, m, patches); None draws it.
             seed: of the draw in evaluation, instead of the network's.
             keep_masks: return the layers' masks too.
-            keep_sets: return the attention sets too, at the grids of :meth:`attention_grids`.
+            keep_sets: return the attention sets too, at the grids of `attention_grids`.
         """
         slices, prompts = len(features), len(text)
         if prompts % slices:

@@ -78,7 +78,7 @@ class DecoderBlock(nn.Module):
             patches: V of the layer's scale.
             level: the scale's embedding, (d,).
             query_position: (m, d).
-            kept: the sets, see :class:`BoltzmannAttention`.
+            kept: the sets, see `BoltzmannAttention`.
 
         Returns:
             Queries, text, and the patches for the next layer of the scale.
@@ -92,18 +92,18 @@ class BoltzFormerDecoder(nn.Module):
     """Queries find an object by attending to patches drawn from an ever colder Boltzmann distribution.
 
     Args:
-        dim: d, width of queries, text and patches; a multiple of 4 and of ``num_heads``.
+        dim: d, width of queries, text and patches; a multiple of 4 and of `num_heads`.
         num_queries: m.
-        num_layers: L; layer l works on scale l mod ``num_scales``, coarse to fine.
+        num_layers: L; layer l works on scale l mod `num_scales`, coarse to fine.
         num_heads: H.
         feedforward_dim: width of the feed-forward layers.
         num_scales: scales of visual features.
-        attention: which patches a query keeps; None takes the paper's :class:`Boltzmann`.
+        attention: which patches a query keeps; None takes the paper's `Boltzmann`.
         text_conditioned_prior: condition the first queries on the text (eq. 4); False keeps them as learned.
-        form: of the attention, see :class:`BoltzmannAttention`.
+        form: of the attention, see `BoltzmannAttention`.
 
     Raises:
-        InputError: ``dim`` does not fit.
+        InputError: `dim` does not fit.
     """
 
     def __init__(
@@ -211,6 +211,6 @@ class BoltzFormerDecoder(nn.Module):
 
 
 def check_width(dim: int, num_heads: int) -> None:
-    """Raise :class:`InputError` unless heads and position embedding divide the width."""
+    """Raise `InputError` unless heads and position embedding divide the width."""
     if dim % num_heads or dim % 4:
         raise InputError(f"dim={dim} must be a multiple of 4 and of num_heads={num_heads}")

@@ -15,7 +15,7 @@ DEFINED_CLASSES: dict[str, type] = {}
 def remember_definition(cls: T) -> T:
     """Class decorator: each object keeps its constructor's arguments under `definition`.
 
-    The definition is ``{"type": class name, argument: value}`` with defaults filled in. An argument that is itself
+    The definition is `{"type": class name, argument: value}` with defaults filled in. An argument that is itself
     such an object becomes its definition, so a network's holds those of its encoders.
 
     Args:

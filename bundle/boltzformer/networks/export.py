@@ -30,9 +30,9 @@ class TensorCore(nn.Module):
 
         Args:
             image: (1, C, H, W) in [0, 1] at the network's working size, C = 1 or 3.
-            text_embedding: the prompt's tokens without padding, (1, N_T, width), from ``encode_text``.
+            text_embedding: the prompt's tokens without padding, (1, N_T, width), from `encode_text`.
             noise: standard exponential variates of all layers side by side, (1, sets a query, m, all patches); see
-                :func:`core_noise`. Unused, but present, where the attention rule draws nothing.
+                `core_noise`. Unused, but present, where the attention rule draws nothing.
 
         Returns:
             Mask logits (1, 1, H / 2, W / 2).
@@ -44,7 +44,7 @@ class TensorCore(nn.Module):
 
 
 def core_noise(network: BoltzFormer, seed: int | None = None) -> Tensor:
-    """The noise that the eager network uses in evaluation, as :class:`TensorCore` takes it.
+    """The noise that the eager network uses in evaluation, as `TensorCore` takes it.
 
     Args:
         network: whose sizes are taken.
@@ -59,7 +59,7 @@ def core_noise(network: BoltzFormer, seed: int | None = None) -> Tensor:
 
 
 def example_inputs(network: BoltzFormer, prompt: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs of :class:`TensorCore`: a random slice, a prompt's embedding, the seeded noise."""
+    """Inputs of `TensorCore`: a random slice, a prompt's embedding, the seeded noise."""
     device = next(network.parameters()).device
     image = torch.rand(1, 1, *network.image_size, device=device)
     return image, network.encode_text([prompt]).tokens, core_noise(network)

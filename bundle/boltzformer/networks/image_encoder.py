@@ -33,7 +33,7 @@ class ImageEncoder(nn.Module):
         name: a timm model that gives features at strides 4, 8, 16, 32, such as "sam2_hiera_small", "hieradet_small",
             "sam2_hiera_base_plus", "focalnet_large_fl4" or "tiny_vit_5m_224".
         weights: a local file with the backbone's weights in timm's keys (.safetensors, .pt, .pth, .bin).
-        pretrained: without ``weights``, take timm's own from its hub (or the local cache of it). Where the hub cannot
+        pretrained: without `weights`, take timm's own from its hub (or the local cache of it). Where the hub cannot
             be reached, one warning says so and the backbone starts at random.
         freeze_batch_norm: keep batch normalisation at the statistics of the weights, also in training. Right for
             pretrained weights and batches of a few slices, whose own statistics are noise; wrong at a random start.
@@ -74,7 +74,7 @@ class ImageEncoder(nn.Module):
         """Features of a slice.
 
         Args:
-            image: (B, 3, H, W), normalised (:meth:`normalise`); H and W multiples of 32.
+            image: (B, 3, H, W), normalised (`normalise`); H and W multiples of 32.
 
         Returns:
             Four tensors (B, C_i, H / s, W / s) for s = 4, 8, 16, 32.
@@ -144,10 +144,10 @@ def _create(name: str, options: Mapping[str, Any]) -> Any:  # attributes that nn
 def load_backbone_weights(
     backbone: nn.Module, name: str, path: str | Path, options: Mapping[str, Any] | None = None
 ) -> None:
-    """Load weights of the whole timm model, or of its ``features_only`` form, into a features-only backbone.
+    """Load weights of the whole timm model, or of its `features_only` form, into a features-only backbone.
 
     Args:
-        backbone: from ``timm.create_model(name, features_only=True)``.
+        backbone: from `timm.create_model(name, features_only=True)`.
         name: timm's name, for the model's own conversion of foreign checkpoints.
         path: the file.
         options: further arguments that the backbone was created with.
@@ -184,7 +184,7 @@ def _converted(loaded: dict[str, Tensor], name: str, options: Mapping[str, Any])
 
 
 def _match(wanted: dict[str, Tensor], loaded: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of ``loaded`` for each key of ``wanted``, whose wrapper renames ``stages.0`` or adds ``model.``."""
+    """Tensors of `loaded` for each key of `wanted`, whose wrapper renames `stages.0` or adds `model.`."""
     chosen = {}
     for key, value in wanted.items():
         for candidate in (key, key.removeprefix("model."), re.sub(r"_(\d+)\.", r".\1.", key, count=1)):

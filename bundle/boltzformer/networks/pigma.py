@@ -23,14 +23,14 @@ class PiGMA(nn.Module):
     def forward(self, query_masks: Tensor, from_image: Tensor) -> Tensor:
         """Aggregate.
 
-        Plain form, with the normalised image at both sizes: ``mean_mask / 2 + combine(cat(image_at_double,
-        upsample(cat(image_at_map, query_masks)))) / 2``, which makes c channels at twice the map's size only to add
+        Plain form, with the normalised image at both sizes: `mean_mask / 2 + combine(cat(image_at_double,
+        upsample(cat(image_at_map, query_masks)))) / 2`, which makes c channels at twice the map's size only to add
         them up. Nothing stands between the two convolutions, so they are one; it is a sum of the image's share, the
         same for all prompts of a slice, and the masks'.
 
         Args:
             query_masks: logits of the m queries, (B, m, H, W).
-            from_image: :meth:`image_share` of S slices, (S, 1, 2H, 2W), B / S prompts for each.
+            from_image: `image_share` of S slices, (S, 1, 2H, 2W), B / S prompts for each.
 
         Returns:
             Logits of one mask, (B, 1, 2H, 2W).
@@ -58,7 +58,7 @@ class PiGMA(nn.Module):
         return upsampled + F.conv2d(at_double, self.combine.weight[:, :3])
 
     def _one_convolution(self) -> tuple[Tensor, Tensor]:
-        """``combine`` after ``upsample`` as one transposed convolution: kernel (3 + m, 1, 4, 4) and bias (1,)."""
+        """`combine` after `upsample` as one transposed convolution: kernel (3 + m, 1, 4, 4) and bias (1,)."""
         weights = self.combine.weight[:, 3:, 0, 0]  # (1, c)
         kernel = torch.einsum("icyx,oc->ioyx", self.upsample.weight, weights)
         assert self.upsample.bias is not None

@@ -42,7 +42,7 @@ class PositionedEncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """tokens (B, N, d), position (1, N, d) -> (B, N, d)."""
+        """Tokens (B, N, d) and position (1, N, d) -> (B, N, d)."""
         placed = tokens + position
         tokens = self.norm1(tokens + self.self_attn(placed, placed, tokens, need_weights=False)[0])
         return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
@@ -57,7 +57,7 @@ class PixelDecoder(nn.Module):
         num_heads: heads of the transformer encoder.
         feedforward_dim: width of its feed-forward layers.
         encoder_layers: layers of the transformer encoder on the stride-32 level.
-        norm_groups: groups of each GroupNorm; must divide ``dim``.
+        norm_groups: groups of each GroupNorm; must divide `dim`.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class PixelDecoder(nn.Module):
             features: (B, C_i, H / 2^i, W / 2^i), finest first, at strides 4, 8, 16, 32.
 
         Returns:
-            The visual features V at strides 32, 16, 8 and the finest level at stride 4, each with ``dim`` channels,
+            The visual features V at strides 32, 16, 8 and the finest level at stride 4, each with `dim` channels,
             channels last in memory: convolutions and resizing are faster so, and a patch is one contiguous row.
         """
         features = [feature.contiguous(memory_format=torch.channels_last) for feature in features]

@@ -35,7 +35,7 @@ def _compute(length: int, features: int, device: torch.device) -> Tensor:
 def axis_embeddings(height: int, width: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Rows' and columns' halves of the normalised sine embedding.
 
-    A patch (y, x) has the embedding ``cat(rows[y], columns[x])``: coordinates 1..n over n, times 2 pi, with
+    A patch (y, x) has the embedding `cat(rows[y], columns[x])`: coordinates 1..n over n, times 2 pi, with
     wavelengths from 2 pi to 10000 * 2 pi, sine and cosine interleaved.
 
     Args:
@@ -51,7 +51,7 @@ def axis_embeddings(height: int, width: int, dim: int, device: torch.device) -> 
 
 
 def sine_embedding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """The whole embedding, shape (dim, height, width); see :func:`axis_embeddings`."""
+    """The whole embedding, shape (dim, height, width); see `axis_embeddings`."""
     rows, columns = axis_embeddings(height, width, dim, device)
     grid = (
         rows[:, None, :].expand(-1, width, -1),

@@ -2,13 +2,13 @@
 
 S = W * F + b is a 3x3 convolution of the pixel decoder's finest level F, and a query reads mu^T S. Three ways:
 
-* ``plain``: compute S, and resize each query's whole mask to a layer's grid. Read this one.
-* ``explicit``: resize S once for each grid, and read the small maps: bilinear resizing is linear, so
+* `plain`: compute S, and resize each query's whole mask to a layer's grid. Read this one.
+* `explicit`: resize S once for each grid, and read the small maps: bilinear resizing is linear, so
   mu^T resize(S) = resize(mu^T S).
-* ``folded``: never compute S; fold mu into the kernel: convolution is linear, so (mu^T W) * F = mu^T (W * F), with m
+* `folded`: never compute S; fold mu into the kernel: convolution is linear, so (mu^T W) * F = mu^T (W * F), with m
   outputs in place of d.
 
-S slices serve B prompts, B / S for each slice (:func:`~.attention.patches.by_slice`).
+S slices serve B prompts, B / S for each slice (`attention.patches.by_slice`).
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class PlainSemanticMap(SemanticMap):
     """S itself, and masks resized after they are read."""
 
     def mask_logits(self, mu: Tensor) -> Tensor:
-        """See :class:`SemanticMap`."""
+        """See `SemanticMap`."""
         return torch.einsum("bmd,bdhw->bmhw", mu, self.maps.repeat_interleave(mu.shape[0] // self.maps.shape[0], 0))
 
     def patch_logits(self, mu: Tensor, grid: Grid) -> Tensor:
-        """See :class:`SemanticMap`."""
+        """See `SemanticMap`."""
         return F.interpolate(self.mask_logits(mu).float(), size=grid, mode="bilinear", align_corners=False)
 
 
@@ -78,11 +78,11 @@ class ExplicitSemanticMap(SemanticMap):
     """S itself, resized once for each grid."""
 
     def mask_logits(self, mu: Tensor) -> Tensor:
-        """See :class:`SemanticMap`."""
+        """See `SemanticMap`."""
         return by_prompt(_read(by_slice(mu, self.maps.shape[0]), self.maps), mu.shape[0])
 
     def patch_logits(self, mu: Tensor, grid: Grid) -> Tensor:
-        """See :class:`SemanticMap`."""
+        """See `SemanticMap`."""
         with torch.autocast(mu.device.type, enabled=False):
             logits = _read(by_slice(mu.float(), self.maps.shape[0]), self.at_grid[grid])
             return by_prompt(logits, mu.shape[0]).contiguous()  # a query's patches side by side, for the draw
@@ -90,12 +90,12 @@ class ExplicitSemanticMap(SemanticMap):
 
 @dataclass(frozen=True)
 class FoldedSemanticMap(SemanticMap):
-    """S = W * F + b, never computed: queries are folded into the kernel. ``maps`` is F.
+    """S = W * F + b, never computed: queries are folded into the kernel. `maps` is F.
 
     Shapes by example, F of 64x64 read at a grid of 16x16 (stride 4), m = 10, d = 128: the kernel mu^T W is
     (B, 10, 128, 3, 3). Downsizing by 4 bilinearly averages the two middle rows and columns of each 4x4 block, so the
     kernel is widened by a 2x2 mean to (B, 10, 4, 4, 128) and applied at stride 4: one window of 4x4 pixels for each
-    patch. ``at_grid`` holds the windows as channels, (S, 16 * 128, 16, 16), so that reading them is one product. At
+    patch. `at_grid` holds the windows as channels, (S, 16 * 128, 16, 16), so that reading them is one product. At
     stride 2 windows overlap, and their copies would take four times the map: there the map is kept as 2x2 blocks,
     (S, 4 * 128, 33, 33) with its padding, and a window is the sum of four neighbouring blocks.
 
@@ -106,13 +106,13 @@ class FoldedSemanticMap(SemanticMap):
     projection: nn.Conv2d
 
     def mask_logits(self, mu: Tensor) -> Tensor:
-        """One convolution with as many outputs as a slice has queries, see :class:`SemanticMap`."""
+        """One convolution with as many outputs as a slice has queries, see `SemanticMap`."""
         kernel, bias = self._fold(by_slice(mu, self.maps.shape[0]))
         slices = zip(_slices(self.maps), kernel, bias, strict=True)
         return by_prompt(_join([F.conv2d(f, k, b, padding=1) for f, k, b in slices]), mu.shape[0])
 
     def patch_logits(self, mu: Tensor, grid: Grid) -> Tensor:
-        """See :class:`SemanticMap`."""
+        """See `SemanticMap`."""
         with torch.autocast(mu.device.type, enabled=False):
             kernel, bias = self._fold(by_slice(mu.float(), self.maps.shape[0]))
             wide = torch.stack([F.pad(kernel, (x, 1 - x, y, 1 - y)) for x in (0, 1) for y in (0, 1)]).mean(0)

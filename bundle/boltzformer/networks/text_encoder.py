@@ -140,12 +140,12 @@ class ClipTextEncoder(TextEncoder):
 
     Args:
         layers: transformer layers.
-        width: features; a multiple of ``heads``.
+        width: features; a multiple of `heads`.
         heads: attention heads.
         context_length: tokens of a prompt at most, start and end included; longer prompts are cut with a warning.
         weights: local file with a CLIP checkpoint or its text tower (open_clip's keys, with or without a prefix such
             as "text."); None starts at random.
-        frozen: see :class:`TextEncoder`.
+        frozen: see `TextEncoder`.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class ClipTextEncoder(TextEncoder):
         self.freeze_if_asked()
 
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """See :class:`TextEncoder`; ids end with the end-of-text token."""
+        """See `TextEncoder`; ids end with the end-of-text token."""
         ids = self.tokenizer(list(prompts))
         for prompt in prompts:
             if len(self.tokenizer.encode(prompt)) > self.tokenizer.context_length - 2:
@@ -182,7 +182,7 @@ class ClipTextEncoder(TextEncoder):
         return ids, torch.arange(ids.shape[1])[None] < lengths[:, None]
 
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """See :class:`TextEncoder`. Attention is causal, so what follows a prompt cannot reach it."""
+        """See `TextEncoder`. Attention is causal, so what follows a prompt cannot reach it."""
         length = ids.shape[1]  # the tower's own forward pass takes its full context only
         tokens = self.tower.token_embedding(ids) + self.tower.positional_embedding[:length]
         tokens = self.tower.transformer(tokens, attn_mask=self.tower.attn_mask[:length, :length])
@@ -211,7 +211,7 @@ class HuggingFaceTextEncoder(TextEncoder):
         name: a folder with config, tokenizer and weights, or a model's name on the hub.
         context_length: tokens at most.
         pretrained: False takes the architecture and tokenizer alone and starts at random.
-        frozen: see :class:`TextEncoder`. A pretrained, frozen tower stays in its folder: its weights are no part of the
+        frozen: see `TextEncoder`. A pretrained, frozen tower stays in its folder: its weights are no part of the
             network's state, so that a checkpoint holds what was trained and no more.
 
     Raises:
@@ -247,7 +247,7 @@ class HuggingFaceTextEncoder(TextEncoder):
             self.register_load_state_dict_pre_hook(_tower_is_there)
 
     def tokenise(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """See :class:`TextEncoder`; padded on the right whatever the tokenizer's own side."""
+        """See `TextEncoder`; padded on the right whatever the tokenizer's own side."""
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         for prompt in prompts:
@@ -264,7 +264,7 @@ class HuggingFaceTextEncoder(TextEncoder):
         return batch["input_ids"], batch["attention_mask"].bool()
 
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """See :class:`TextEncoder`."""
+        """See `TextEncoder`."""
         return self.tower(input_ids=ids, attention_mask=mask.long()).last_hidden_state
 
 
@@ -281,7 +281,7 @@ def _tower_is_there(module: nn.Module, state: dict[str, Tensor], prefix: str, *_
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise :class:`InputError` unless ``prompts`` is a non-empty sequence of non-empty strings."""
+    """Raise `InputError` unless `prompts` is a non-empty sequence of non-empty strings."""
     if isinstance(prompts, str) or not prompts:
         raise InputError(f"Prompts must be a non-empty list of strings, not {prompts!r}.")
     for prompt in prompts:

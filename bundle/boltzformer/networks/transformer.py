@@ -10,11 +10,11 @@ from torch import Tensor, nn
 class QueryTextAttention(nn.Module):
     """Self-attention over queries and text tokens together, residual and LayerNorm (eq. 4 and 6).
 
-    It is ``nn.MultiheadAttention``, called without its checks, which take longer than the few tokens do.
+    It is `nn.MultiheadAttention`, called without its checks, which take longer than the few tokens do.
 
     Args:
         dim: d.
-        num_heads: heads; must divide ``dim``.
+        num_heads: heads; must divide `dim`.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:

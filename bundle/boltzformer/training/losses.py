@@ -21,7 +21,7 @@ class DecodedLoss(nn.Module):
 
     Args:
         mask_loss: (logits (B, 1, H, W), masks (B, 1, H, W)) -> scalar; Dice and cross-entropy in the paper.
-        layer_loss_weight: of the mean over the layers of ``mask_loss`` between the mean of the queries' masks at the
+        layer_loss_weight: of the mean over the layers of `mask_loss` between the mean of the queries' masks at the
             layer's patch grid and the share of each patch that the object covers; 0 is the paper's.
         existence_weight: of the cross-entropy between the existence score and whether the mask holds any pixel.
 

@@ -120,7 +120,8 @@ def copy_pair(source: Source, image: str, label: str) -> Writer:
 
     Args:
         source: holds them.
-        image, label: their names there, both `.nii.gz`.
+        image: name of the image there, `.nii.gz`.
+        label: name of its label map there, `.nii.gz`.
     """
 
     def write(to_image: Path, to_label: Path) -> dict[str, Any]:

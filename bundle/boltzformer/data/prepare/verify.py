@@ -18,7 +18,8 @@ def verify_pair(image: Path, label: Path, values: Iterable[int]) -> dict[str, An
     """Read an image and its label map in full.
 
     Args:
-        image, label: NIfTI files on one grid.
+        image: NIfTI file.
+        label: NIfTI file on the same grid.
         values: label values that have a name.
 
     Returns:

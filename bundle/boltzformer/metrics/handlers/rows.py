@@ -25,11 +25,11 @@ class RowHandler(ABC):
     """Collects rows from the decollated output of a MONAI evaluator.
 
     An item is a dict of the evaluator's output, filled up from the batch. Attach the handler as the evaluator's
-    ``key_val_metric`` (``{"name": handler}``), as one of ``additional_metrics``, or as one of ``val_handlers``.
+    `key_val_metric` (`{"name": handler}`), as one of `additional_metrics`, or as one of `val_handlers`.
 
     Args:
         output_dir: folder for files; None writes nothing.
-        name: key of the main metric in ``engine.state.metrics``.
+        name: key of the main metric in `engine.state.metrics`.
         item_keys: what every item must have.
         key_columns: what names a row; of several rows with one key the first counts.
     """
@@ -42,7 +42,7 @@ class RowHandler(ABC):
         self.rows: list[Row] = []
 
     def attach(self, engine: Engine, name: str | None = None) -> None:
-        """Register on an evaluator; ``name`` (MONAI gives a key metric its own) replaces the constructor's."""
+        """Register on an evaluator; `name` (MONAI gives a key metric its own) replaces the constructor's."""
         self.name = name or self.name
         engine.add_event_handler(Events.EPOCH_STARTED, self.reset)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
@@ -82,7 +82,7 @@ class RowHandler(ABC):
 
     @abstractmethod
     def summarise(self, engine: Engine) -> dict[str, float]:
-        """Metrics of the gathered rows in ``self.rows``, on every process."""
+        """Metrics of the gathered rows in `self.rows`, on every process."""
 
     @abstractmethod
     def publish(self) -> None:

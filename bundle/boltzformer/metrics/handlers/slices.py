@@ -35,17 +35,17 @@ logger = logging.getLogger(__name__)
 class SizeBucketDiceHandler(RowHandler):
     """Dice per (slice, prompt) in size buckets, from a MONAI evaluator with decollated output.
 
-    Attach it as the evaluator's ``key_val_metric`` (``{"val_dice": handler}``, then the best checkpoint follows it)
-    or as one of its ``val_handlers``. After each run ``engine.state.metrics`` holds, in Dice of positive slices:
-    ``val_dice`` (mean), ``val_dice_small``, ``val_dice_large``, ``val_dice_dataset_mean`` (unweighted over datasets),
-    ``val_dice_missed`` (share) and ``val_specificity`` (share of negatives left empty), and ``val_existence_auroc``;
-    those for which there is no example are left out, but for ``val_dice``, which is NaN then, with a warning.
+    Attach it as the evaluator's `key_val_metric` (`{"val_dice": handler}`, then the best checkpoint follows it)
+    or as one of its `val_handlers`. After each run `engine.state.metrics` holds, in Dice of positive slices:
+    `val_dice` (mean), `val_dice_small`, `val_dice_large`, `val_dice_dataset_mean` (unweighted over datasets),
+    `val_dice_missed` (share) and `val_specificity` (share of negatives left empty), and `val_existence_auroc`;
+    those for which there is no example are left out, but for `val_dice`, which is NaN then, with a warning.
 
     Args:
         output_dir: folder for the CSV of every row, the JSON summary and the report; None writes nothing.
         name: key of the main metric and prefix of the others.
         pred_key, label_key: items of an output dict, binary masks of shape (1, H, W).
-        csv_name, json_name: file names in ``output_dir``.
+        csv_name, json_name: file names in `output_dir`.
         html_name: file name of an HTML report with figures and intervals; None writes none.
         print_table: print the tables at the end of a run.
         percent_edges: bucket edges in % of the slice area.
@@ -55,8 +55,8 @@ class SizeBucketDiceHandler(RowHandler):
         existence_key: item with the probability that the object is in the slice; rows have none where it is absent.
         existence_threshold: gating empties a slice that scores below this.
 
-    An item has ``dataset``, ``case``, ``object``, ``slice``, ``text`` and, where known, ``patient`` (else the case)
-    and ``spacing`` ((2,) in mm).
+    An item has `dataset`, `case`, `object`, `slice`, `text` and, where known, `patient` (else the case)
+    and `spacing` ((2,) in mm).
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class SizeBucketDiceHandler(RowHandler):
         return [slice_row(place, index, text, counts, self.rule)]
 
     def summarise(self, engine: Engine) -> dict[str, float]:
-        """The metrics of the class's docstring; the whole summary stays in ``self.summary``."""
+        """The metrics of the class's docstring; the whole summary stays in `self.summary`."""
         self.summary = summarise_slices(
             self.rows,
             self.rule.percent.edges,

@@ -1,6 +1,6 @@
 """One case: a label map and the predicted masks of its objects -> rows per slice, per volume and per lesion.
 
-Files are read through a reader that the caller gives (``boltzformer.volumes.checks.read_volume`` in the
+Files are read through a reader that the caller gives (`boltzformer.volumes.checks.read_volume` in the
 scripts), which raises one clear error for what cannot be read. What is wrong with one object or one case
 becomes a line in the list of failures, and the rest goes on.
 """
@@ -58,9 +58,7 @@ class LabelledCase:
 
     @classmethod
     def from_dict(cls, case: Mapping[str, Any]) -> LabelledCase:
-        """From a case of a datalist: ``label``, ``objects``, ``dataset``, ``patient``, and where known ``image``,
-        ``annotated``.
-        """
+        """From a case of a datalist: `label`, `objects`, `dataset`, `patient`, where known `image` and `annotated`."""
         return cls(
             label=Path(case["label"]),
             objects=dict(case["objects"]),
@@ -175,7 +173,7 @@ def read_prediction(
 ) -> np.ndarray:
     """Boolean predicted mask on the label's grid, in RAS orientation.
 
-    ``loaded`` keeps the last label map, so that its objects share one reading.
+    `loaded` keeps the last label map, so that its objects share one reading.
 
     Raises:
         InputError: where it cannot be read, lies on another grid, or has values that it should not have.

@@ -212,7 +212,7 @@ def lesion_measures() -> tuple[Measure, ...]:
 
 
 def surface_column(tolerance_mm: float) -> str:
-    """Name of the column of a tolerance, such as ``surface_dice_2mm``."""
+    """Name of the column of a tolerance, such as `surface_dice_2mm`."""
     return f"surface_dice_{tolerance_mm:g}mm"
 
 

@@ -43,7 +43,7 @@ class Evaluation:
             self.calibration.setdefault(name, Calibration()).merge(collected)
 
     def write(self, output_dir: str | Path) -> None:
-        """Write ``slices.csv``, ``volumes.csv``, ``lesions.csv`` and ``summary.json``.
+        """Write `slices.csv`, `volumes.csv`, `lesions.csv` and `summary.json`.
 
         Raises:
             InputError: where a file cannot be written.

@@ -1,9 +1,9 @@
 """Lesion by lesion: connected components in 3D, matched one to one.
 
-The rule, which ``docs/evaluation.md`` states for readers: components under 26-connectivity by default; a pair
+The rule, which `docs/evaluation.md` states for readers: components under 26-connectivity by default; a pair
 whose intersection over union (IoU) exceeds one half is matched, for it can have no rival (Kirillov et al.
 2019, "Panoptic Segmentation", theorem in section 4.1); the rest is assigned one to one with the largest total
-IoU, and pairs below ``min_iou`` fall apart again. A label lesion without a partner is missed, a predicted one
+IoU, and pairs below `min_iou` fall apart again. A label lesion without a partner is missed, a predicted one
 without a partner is a false positive.
 """
 
@@ -97,15 +97,16 @@ def lesion_rows(
 
     Args:
         place: whose masks these are.
-        pred, label: boolean masks, the same 3D shape.
+        pred: boolean mask, 3D.
+        label: likewise, of the same shape.
         spacing: voxel size in mm, one for each axis.
         rule: connectivity, matching threshold and score.
         probability: of the object at each voxel, the masks' shape, in [0, 1]; without it there is no score.
 
     Returns:
-        Rows with ``kind`` (matched, missed, false positive), ``iou`` and ``dice`` (of the matched pair),
-        volumes and equivalent diameters of both in mm3 and mm, ``score`` of the predicted lesion, and ``i``,
-        ``j``, ``k``, the centre of mass in voxels of the label lesion, or of the predicted one where it is a
+        Rows with `kind` (matched, missed, false positive), `iou` and `dice` (of the matched pair),
+        volumes and equivalent diameters of both in mm3 and mm, `score` of the predicted lesion, and `i`,
+        `j`, `k`, the centre of mass in voxels of the label lesion, or of the predicted one where it is a
         false positive.
     """
     rule = rule or LesionRule()

@@ -1,16 +1,16 @@
 """Which files hold the prediction of an object in a case, in the layouts that tools write.
 
-For case ``pt_7`` and object "left parotid gland" (label value 4), the first that exists:
+For case `pt_7` and object "left parotid gland" (label value 4), the first that exists:
 
-1. ``pt_7/left_parotid_gland.nii.gz``: a binary mask in a folder of the case, as this bundle's inference and
+1. `pt_7/left_parotid_gland.nii.gz`: a binary mask in a folder of the case, as this bundle's inference and
    TotalSegmentator write;
-2. ``pt_7_left_parotid_gland.nii.gz``: a binary mask;
-3. ``pt_7.nii.gz``: a label map with the label's own values, as nnU-Net writes. It is not looked at where the case has
+2. `pt_7_left_parotid_gland.nii.gz`: a binary mask;
+3. `pt_7.nii.gz`: a label map with the label's own values, as nnU-Net writes. It is not looked at where the case has
 a
    folder: the label map that lies beside such a folder numbers its prompts in an order of its own.
 
 Names are compared without regard to case, and with spaces, underscores and hyphens alike. A probability map of the
-object lies beside the mask, with ``_probability`` or ``_prob`` before the extension.
+object lies beside the mask, with `_probability` or `_prob` before the extension.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PredictionFolder:
     Args:
         folder: where the predictions are.
         aliases: object name to the name that the files use, for tools with names of their own
-            (``{"left parotid gland": "parotid_gland_left"}``).
+            (`{"left parotid gland": "parotid_gland_left"}`).
 
     Raises:
         InputError: where the folder does not exist or has no volume in it.

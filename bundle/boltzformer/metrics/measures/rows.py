@@ -74,17 +74,17 @@ class LesionRow(Place):
 
 
 def object_name(row: Row) -> str:
-    """``"<dataset> / <object>"``, by which rows are grouped."""
+    """`"<dataset> / <object>"`, by which rows are grouped."""
     return f"{row['dataset']} / {row['object']}"
 
 
 def patient_name(row: Row) -> str:
-    """``"<dataset> / <patient>"``, by which rows are clustered."""
+    """`"<dataset> / <patient>"`, by which rows are clustered."""
     return f"{row['dataset']} / {row['patient']}"
 
 
 def by_object(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Rows of each :func:`object_name`, sorted by it."""
+    """Rows of each `object_name`, sorted by it."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(object_name(row), []).append(row)

@@ -95,7 +95,8 @@ def count_volume(
     """Counts of every slice of a volume.
 
     Args:
-        pred, label: boolean, the same 3D shape.
+        pred: boolean, 3D.
+        label: likewise, of the same shape.
         spacing: voxel size in mm, one for each axis.
         axis: slices are taken along this axis.
         existence: probability that the object is in the slice, one for each; None where there is none.
@@ -120,7 +121,8 @@ def count_item(
     """Counts of one slice of an evaluator, with one transfer from the device.
 
     Args:
-        pred, label: masks of 0 and 1, (1, H, W).
+        pred: mask of 0 and 1, (1, H, W).
+        label: likewise.
         spacing: pixel size in mm, (2,); None where it is not known.
         existence: probability that the object is in the slice.
 

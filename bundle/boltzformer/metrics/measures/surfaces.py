@@ -21,7 +21,7 @@ SLAB = 24
 
 
 def bounding_box(*masks: np.ndarray, margin: int = 0) -> tuple[slice, ...] | None:
-    """Smallest box that holds every set voxel of all masks, grown by ``margin``; None where nothing is set."""
+    """Smallest box that holds every set voxel of all masks, grown by `margin`; None where nothing is set."""
     union = masks[0] if len(masks) == 1 else np.logical_or.reduce(masks)
     box = []
     for axis in range(union.ndim):
@@ -37,7 +37,8 @@ class SurfaceDistances:
     """Surface elements of two masks with their distance to the other surface, computed once for all tolerances.
 
     Args:
-        pred, label: boolean, the same 3D shape, neither empty.
+        pred: boolean, 3D, not empty.
+        label: likewise, of the same shape.
         spacing: voxel size in mm, one for each axis.
     """
 
@@ -48,7 +49,7 @@ class SurfaceDistances:
     def share_within(self, tolerance_mm: float) -> float:
         """Share of both surfaces' area within a tolerance of the other surface (Nikolov et al. 2018).
 
-        Equal to MONAI's ``compute_surface_dice(use_subvoxels=True)``.
+        Equal to MONAI's `compute_surface_dice(use_subvoxels=True)`.
         """
         # A distance that equals the tolerance up to rounding counts as within it.
         limit = tolerance_mm * (1 + 1e-9)
@@ -59,10 +60,11 @@ class SurfaceDistances:
 def hausdorff95(pred: np.ndarray, label: np.ndarray, spacing: Sequence[float]) -> float:
     """95 % Hausdorff distance in mm: the larger of the two directed 95th percentiles over surface voxels.
 
-    Equal to MONAI's ``compute_hausdorff_distance(percentile=95)`` with the spacing given.
+    Equal to MONAI's `compute_hausdorff_distance(percentile=95)` with the spacing given.
 
     Args:
-        pred, label: boolean, the same 3D shape, neither empty.
+        pred: boolean, 3D, not empty.
+        label: likewise, of the same shape.
         spacing: voxel size in mm, one for each axis.
     """
     points = (surface_voxels(mask) * np.asarray(spacing, dtype=np.float64) for mask in (pred, label))

@@ -1,6 +1,6 @@
 """One object in one volume: the masks that its measures are computed from, in mm with the true voxel spacing.
 
-The conventions for empty masks are those of ``docs/evaluation.md``. An object that the label does not hold is a
+The conventions for empty masks are those of `docs/evaluation.md`. An object that the label does not hold is a
 negative: it has a false-positive volume and no Dice. An object that the prediction misses has Dice 0 and surface
 Dice 0, and no Hausdorff distance: none is finite, so it is counted, not averaged.
 """
@@ -119,7 +119,9 @@ def wrong_side_percent(pred: np.ndarray, label: np.ndarray, other_side: np.ndarr
     where either label or the prediction is empty, or where both centres have the same place on that axis.
 
     Args:
-        pred, label, other_side: boolean, one 3D shape, axis 0 running from left to right or back.
+        pred: boolean, 3D, axis 0 running from left to right or back.
+        label: likewise, of the same shape.
+        other_side: label of the twin, likewise; None where there is none.
     """
     if other_side is None:
         return None

@@ -19,8 +19,8 @@ def size_scatter(rows: Sequence[Mapping[str, Any]], buckets: Mapping[str, Any], 
     """Dice of every positive slice against the object's share of the slice, with the mean of each bucket.
 
     Args:
-        rows: rows with ``dice`` and ``area_percent``.
-        buckets: ``describe_dice`` per bucket of ``edges``, smallest first.
+        rows: rows with `dice` and `area_percent`.
+        buckets: `describe_dice` per bucket of `edges`, smallest first.
         edges: bucket edges in %.
     """
     figure, axes = _axes(8.4, 3.6)
@@ -72,7 +72,7 @@ def missed_bars(buckets: Mapping[str, Any], intervals: Mapping[str, Any], missed
 
 
 def interval_plot(lines: Mapping[str, Mapping[str, Any]], xlabel: str, zero: bool = False) -> str:
-    """A point with its interval for each line (``value``, ``low``, ``high``); lines without a value are left out."""
+    """A point with its interval for each line (`value`, `low`, `high`); lines without a value are left out."""
     shown = {name: line for name, line in lines.items() if line["value"] is not None}
     figure, axes = _axes(8.4, 0.9 + 0.3 * max(len(shown), 1))
     for y, line in enumerate(reversed(shown.values())):

@@ -18,7 +18,7 @@ MARGIN_MM = 15.0
 
 
 def worst_volumes(rows: Iterable[Row], count: int) -> list[Row]:
-    """``count`` positive volume rows with the lowest Dice, larger objects first where it is equal.
+    """`count` positive volume rows with the lowest Dice, larger objects first where it is equal.
 
     At most half of them are volumes with nothing predicted (as long as there are others): one of those looks like
     the next.
@@ -33,11 +33,11 @@ def worst_volumes(rows: Iterable[Row], count: int) -> list[Row]:
 def case_picture(
     label: np.ndarray, pred: np.ndarray, spacing: Sequence[float], image: np.ndarray | None = None, axis: int = 2
 ) -> tuple[bytes, int]:
-    """PNG of the slice with the most wrong voxels (where the label is largest if none is wrong): whole, and a closer
-    look.
+    """PNG of the slice with the most wrong voxels, whole and a closer look; with the largest label if none is wrong.
 
     Args:
-        label, pred: boolean, the same 3D shape, in RAS orientation; at least one not empty.
+        label: boolean, 3D, in RAS orientation.
+        pred: likewise, of the same shape; at least one of the two is not empty.
         spacing: voxel size in mm.
         image: intensities of the same shape, shown between the 2nd and 98th percentile around the object; None shows
             the masks on black.

@@ -43,8 +43,10 @@ def write_report(
     Args:
         path: HTML file to write.
         evaluation: rows and summary.
-        cases, predictions, read: what was evaluated, for pictures of the worst cases; without them there are none.
-        comparison: of :func:`boltzformer.metrics.summary.comparison.compare_with`, or None.
+        cases: what was evaluated, for pictures of the worst cases.
+        predictions: of these cases; without them there are no pictures.
+        read: reads a volume; likewise.
+        comparison: of `boltzformer.metrics.summary.comparison.compare_with`, or None.
         pictures: how many of the worst cases are shown.
         title: heading of the page.
 
@@ -158,7 +160,7 @@ def _image(data: bytes, kind: str) -> Markup:
 
 
 def _interval(entry: Mapping[str, Any], measure: Measure | None = None) -> str:
-    """A value with its interval, such as ``0.712 (0.690 to 0.731)``."""
+    """A value with its interval, such as `0.712 (0.690 to 0.731)`."""
 
     def write(value: float | None) -> str:
         return number(value) if measure is None else written(measure, value)

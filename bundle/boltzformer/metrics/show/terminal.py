@@ -42,7 +42,7 @@ def catalogue_of(summary: Mapping[str, Any], tolerances_mm: Sequence[float] | No
 
 
 def print_slice_summary(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print a summary of ``summarise_slices``: datasets and objects, buckets, negatives, existence."""
+    """Print a summary of `summarise_slices`: datasets and objects, buckets, negatives, existence."""
     console = console or Console()
     measures = catalogue_of(summary).slices
     by_object: dict[str, Mapping[str, Any]] = {}
@@ -90,7 +90,7 @@ def existence_line(overall: Mapping[str, Any]) -> str:
 
 
 def print_evaluation(summary: Mapping[str, Any], console: Console) -> None:
-    """Print the summary of ``folder_evaluation.summarise``: slices, volumes, lesions, what was left out."""
+    """Print the summary of `folder_evaluation.summarise`: slices, volumes, lesions, what was left out."""
     print_slice_summary(summary["slices"], console)
     console.print(_volume_table(summary))
     console.print(_lesion_table(summary["lesions"]))

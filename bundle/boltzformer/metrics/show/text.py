@@ -50,7 +50,7 @@ def p_value(value: float | None) -> str:
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """``"<dataset> / <object>"`` to the object alone, where no two datasets share an object."""
+    """`"<dataset> / <object>"` to the object alone, where no two datasets share an object."""
     listed = list(names)
     last = [name.split(" / ")[-1] for name in listed]
     return dict(zip(listed, last if len(set(last)) == len(last) else listed, strict=True))

@@ -19,8 +19,8 @@ def summarise_calibration(collected: Calibration) -> dict[str, Any]:
     """Calibration before and after temperature scaling.
 
     Returns:
-        ``voxels``, ``object_share``, ``before`` and ``after`` (:func:`describe`, None where there are no
-        voxels), ``temperature`` fitted to all voxels, and ``after_is``: "cross-fitted by patient" where
+        `voxels`, `object_share`, `before` and `after` (`describe`, None where there are no
+        voxels), `temperature` fitted to all voxels, and `after_is`: "cross-fitted by patient" where
         each fold is scaled by the temperature of the other folds, or "fitted to the same voxels" where
         only one fold has voxels.
     """
@@ -46,8 +46,7 @@ def summarise_calibration(collected: Calibration) -> dict[str, Any]:
 
 
 def fit_temperature(counts: np.ndarray) -> float:
-    """Temperature T > 0 that minimises the cross-entropy of sigmoid(logit / T) (Guo et al. 2017, section
-    4.2).
+    """Temperature T > 0 that minimises the cross-entropy of sigmoid(logit / T) (Guo et al. 2017, section 4.2).
 
     Args:
         counts: (2, bins) voxels of background and object by logit.
@@ -69,9 +68,9 @@ def describe(parts: Sequence[np.ndarray], temperatures: Sequence[float]) -> dict
     """Calibration of histograms, each under its temperature, taken together.
 
     Returns:
-        ``ece``: expected calibration error over 15 bins of equal width in probability, sum over bins of
-        n_b / n |mean probability - share of object voxels|; ``brier``: mean squared error; ``nll``: mean
-        cross-entropy in nats; ``bins``: for each reliability bin n, mean probability and share of object
+        `ece`: expected calibration error over 15 bins of equal width in probability, sum over bins of
+        n_b / n |mean probability - share of object voxels|; `brier`: mean squared error; `nll`: mean
+        cross-entropy in nats; `bins`: for each reliability bin n, mean probability and share of object
         voxels (None where n = 0).
     """
     voxels = np.zeros(RELIABILITY_BINS)

@@ -22,11 +22,11 @@ def compare_with(evaluation: Evaluation, folder: str | Path) -> dict[str, Any]:
 
     Args:
         evaluation: the second model's.
-        folder: with the first model's ``slices.csv`` and, unless it is of a run that scored slices only (training,
-            ``evaluate.json``), ``volumes.csv``.
+        folder: with the first model's `slices.csv` and, unless it is of a run that scored slices only (training,
+            `evaluate.json`), `volumes.csv`.
 
     Returns:
-        What `boltzformer.metrics.summary.statistics.compare` says of Dice on slices; under ``slices`` and ``volumes``
+        What `boltzformer.metrics.summary.statistics.compare` says of Dice on slices; under `slices` and `volumes`
         a line for each column of the list of measures that both have (of HD95 over volumes where both are finite),
         with Holm's correction over each table.
 

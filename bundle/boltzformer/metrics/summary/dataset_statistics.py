@@ -38,10 +38,10 @@ def dataset_statistics(
         progress: called with each case's name.
 
     Returns:
-        ``objects``: a row for each (dataset, object): ``slices`` that hold it (the table's support), ``volumes``,
-        ``patients``; mean, median, least and largest area in % of the slice; median equivalent diameter on a slice in
-        mm and volume in mm3; ``buckets``: slices per size bucket.
-        ``axis``; ``without_object``: cases whose label map is empty; and ``failures``: label maps that cannot be read,
+        `objects`: a row for each (dataset, object): `slices` that hold it (the table's support), `volumes`,
+        `patients`; mean, median, least and largest area in % of the slice; median equivalent diameter on a slice in
+        mm and volume in mm3; `buckets`: slices per size bucket.
+        `axis`; `without_object`: cases whose label map is empty; and `failures`: label maps that cannot be read,
         with the reason.
     """
     buckets = Buckets(tuple(percent_edges), " %")

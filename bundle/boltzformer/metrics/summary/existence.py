@@ -17,8 +17,8 @@ def describe_existence(rows: Iterable[Row]) -> dict[str, Any] | None:
     """AUROC and calibration of the existence scores of slices.
 
     Returns:
-        ``n`` scored slices, ``positive`` of them with the object, ``auroc`` (None with one kind only), ``ece``
-        (:func:`calibration_error`) and ``brier``; None where no slice has a score.
+        `n` scored slices, `positive` of them with the object, `auroc` (None with one kind only), `ece`
+        (`calibration_error`) and `brier`; None where no slice has a score.
     """
     scored = [row for row in rows if row.get("existence") is not None]
     if not scored:
@@ -56,8 +56,8 @@ def volume_dice(rows: Sequence[Row], threshold: float) -> dict[str, Any]:
         threshold: of the existence score.
 
     Returns:
-        ``n`` volumes; ``positive_slices``: over the slices that hold the object; ``all_slices``: over all that were
-        evaluated; ``gated``: over all, a slice below the threshold emptied (None where a slice has no score).
+        `n` volumes; `positive_slices`: over the slices that hold the object; `all_slices`: over all that were
+        evaluated; `gated`: over all, a slice below the threshold emptied (None where a slice has no score).
     """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:

@@ -26,15 +26,15 @@ def froc(
     step, with no interpolation between operating points, 0 where none is that clean.
 
     Args:
-        rows: rows of ``lesion_rows``, all with a score on predicted lesions.
+        rows: rows of `lesion_rows`, all with a score on predicted lesions.
         scans: number of scans, at least 1.
         at: false positives per scan to read the sensitivity at; their mean is the FROC score.
 
     Returns:
-        ``{"false_positives_per_scan", "sensitivity", "at", "score"}``: the curve from the strictest threshold
+        `{"false_positives_per_scan", "sensitivity", "at", "score"}`: the curve from the strictest threshold
         (none
-        left: 0, 0) to the laxest (all), the values at ``at``, and their mean. None in each where the label
-        has no lesion; ``{}`` where a predicted lesion has no score.
+        left: 0, 0) to the laxest (all), the values at `at`, and their mean. None in each where the label
+        has no lesion; `{}` where a predicted lesion has no score.
     """
     rows = list(rows)
     predicted = [row for row in rows if row["kind"] != MISSED]
@@ -77,7 +77,7 @@ def lesion_auroc(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Whether the score of predicted lesions ranks true ones above false positives.
 
     Returns:
-        ``{"true", "false", "auroc"}``; auroc is None where there are no scores, or only one kind.
+        `{"true", "false", "auroc"}`; auroc is None where there are no scores, or only one kind.
     """
     predicted = [row for row in rows if row["kind"] != MISSED and row["score"] is not None]
     truth = [row["kind"] == MATCHED for row in predicted]

@@ -19,9 +19,9 @@ def scan_rows(volumes: Iterable[Row]) -> list[Row]:
 
 
 def count_lesions(rows: Iterable[Row], scans: int, measures: Sequence[Measure] | None = None) -> dict[str, Any]:
-    """Every lesion measure of the rows of ``scans`` scans; None where nothing is to be divided by.
+    """Every lesion measure of the rows of `scans` scans; None where nothing is to be divided by.
 
-    ``segmentation_quality`` (mean IoU of its matches), ``recognition_quality`` (F1) and ``panoptic_quality`` (their
+    `segmentation_quality` (mean IoU of its matches), `recognition_quality` (F1) and `panoptic_quality` (their
     product) are taken at IoU > 0.5.
     """
     searched: list[Row] = [{"kind": SCAN}] * scans
@@ -29,8 +29,7 @@ def count_lesions(rows: Iterable[Row], scans: int, measures: Sequence[Measure] |
 
 
 def bucket_lesions(rows: Iterable[Row], edges_mm: Sequence[float] = DIAMETER_EDGES_MM) -> dict[str, dict[str, Any]]:
-    """Per bucket of equivalent diameter: label lesions with their sensitivity and mean Dice, and false
-    positives.
+    """Per bucket of equivalent diameter: label lesions with sensitivity and mean Dice, and false positives.
 
     Label lesions are sorted by their own diameter, false positives by theirs; a missed lesion has Dice 0.
     """
@@ -62,8 +61,8 @@ def summarise_lesions(
     """Summary of lesion rows: overall, per object and per diameter.
 
     Args:
-        rows: rows of :func:`lesion_rows` with ``dataset`` and ``object`` added.
-        scans: how many (scan, object) pairs were searched, keyed by ``"<dataset> / <object>"``; also those
+        rows: rows of `lesion_rows` with `dataset` and `object` added.
+        scans: how many (scan, object) pairs were searched, keyed by `"<dataset> / <object>"`; also those
             without any lesion, for false positives per scan.
         rule: the matching rule, repeated in the summary.
         edges_mm: bucket edges of the equivalent diameter.

@@ -33,7 +33,7 @@ def summarise_slices(
 ) -> dict[str, Any]:
     """The whole summary of rows of (slice, prompt): overall, per bucket, per dataset and object, negatives.
 
-    ``mean_over_datasets`` is the paper's headline: the unweighted mean of the datasets' mean Dice (table 1). Each
+    `mean_over_datasets` is the paper's headline: the unweighted mean of the datasets' mean Dice (table 1). Each
     entry has every measure of the catalogue's slices, those of its small, large and tiny objects, and where an
     existence score is known how far it can be trusted.
     """

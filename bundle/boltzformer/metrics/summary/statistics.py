@@ -33,14 +33,15 @@ def clustered_interval(
     """Percentile bootstrap interval of sum(numerators) / sum(denominators), drawing whole clusters.
 
     Args:
-        numerators, denominators: one number for each row; a mean has denominators 1.
+        numerators: one number for each row.
+        denominators: likewise; a mean has denominators 1.
         clusters: the patient of each row.
         confidence: coverage, such as 0.95.
         resamples: bootstrap draws.
         seed: of the draws.
 
     Returns:
-        ``{"value", "low", "high", "clusters"}``. ``low`` and ``high`` are None with fewer than two patients
+        `{"value", "low", "high", "clusters"}`. `low` and `high` are None with fewer than two patients
         (there is nothing to resample); all are None where the denominators sum to 0.
     """
     names, index = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
@@ -68,7 +69,7 @@ def clustered_interval(
 
 
 def measure_interval(measure: Measure, rows: Iterable[Row], **settings: Any) -> dict[str, Any]:
-    """:func:`clustered_interval` of a measure over rows, by patient."""
+    """`clustered_interval` of a measure over rows, by patient."""
     parts = measure.parts(rows)
     patients = [patient_name(row) for row, _, _ in parts]
     return clustered_interval([top for _, top, _ in parts], [bottom for _, _, bottom in parts], patients, **settings)
@@ -80,7 +81,7 @@ def intervals(measures: Iterable[Measure], rows: Sequence[Row]) -> dict[str, Any
 
 
 def mean_interval(values: Sequence[float], clusters: Sequence[str], **settings: Any) -> dict[str, Any]:
-    """:func:`clustered_interval` of a mean over rows."""
+    """`clustered_interval` of a mean over rows."""
     return clustered_interval(values, np.ones(len(values)).tolist(), clusters, **settings)
 
 
@@ -101,16 +102,17 @@ def paired_rows(
     keys: Sequence[str] = SLICE_KEY,
     label_size: str = "area_percent",
 ) -> list[dict[str, Any]]:
-    """Join two models' rows on ``keys``; only rows where both have ``value``.
+    """Join two models' rows on `keys`; only rows where both have `value`.
 
     Args:
-        first, second: rows of the two models, as computed or as read from a CSV.
+        first: rows of one model, as computed or as read from a CSV.
+        second: rows of the other.
         value: the column to compare.
         keys: what names a row.
         label_size: column that follows from the label alone, and so must agree.
 
     Returns:
-        The second model's rows with ``first``, ``second`` and ``difference`` (second - first) added.
+        The second model's rows with `first`, `second` and `difference` (second - first) added.
 
     Raises:
         InputError: where the two share no row, or judge one row against different labels.
@@ -149,9 +151,9 @@ def compare(
     correction runs over all tests of a family: the objects, and the size buckets.
 
     Returns:
-        ``overall``, ``objects``, ``buckets_percent`` and ``sizes`` (small and large), each line with ``n``,
-        ``patients``, ``first``, ``second``, ``difference``, ``low``, ``high``, ``p`` and (but for overall)
-        ``p_holm``; bucket lines also have ``share_of_difference``.
+        `overall`, `objects`, `buckets_percent` and `sizes` (small and large), each line with `n`,
+        `patients`, `first`, `second`, `difference`, `low`, `high`, `p` and (but for overall)
+        `p_holm`; bucket lines also have `share_of_difference`.
     """
 
     def line(rows: Sequence[Row]) -> dict[str, Any]:
@@ -220,7 +222,7 @@ def signed_rank(differences: Sequence[float], clusters: Sequence[str]) -> float 
 
 
 def add_holm(table: Mapping[str, dict[str, Any]]) -> None:
-    """Set ``p_holm`` of each line, corrected over the lines of the table that have a test."""
+    """Set `p_holm` of each line, corrected over the lines of the table that have a test."""
     tested = [entry for entry in table.values() if entry["p"] is not None]
     for entry in table.values():
         entry["p_holm"] = None

@@ -13,7 +13,7 @@ from boltzformer.metrics.measures.rows import Row, by_object
 def summarise_volumes(rows: Iterable[Row], catalogue: Catalogue | None = None) -> dict[str, Any]:
     """Every volume measure, overall and for each object.
 
-    ``hd95_mm`` has its own ``n``: volumes with a finite distance; ``undefined`` counts the positive volumes
+    `hd95_mm` has its own `n`: volumes with a finite distance; `undefined` counts the positive volumes
     in which nothing was predicted. Its median takes these as infinitely far (None where the median is
     infinite), so that missing an object never improves it.
     """

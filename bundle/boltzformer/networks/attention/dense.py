@@ -1,6 +1,6 @@
 """Dense attention under a mask that projects as little as it can: for sets that hold much of the grid, and for GPUs.
 
-Two exact ways, chosen by their multiply-adds. Folded: the scores come from :class:`FoldedQueries`, and W_v is applied
+Two exact ways, chosen by their multiply-adds. Folded: the scores come from `FoldedQueries`, and W_v is applied
 after the weighted sum, sum_i w_i (W_v x_i) = W_v (sum_i w_i x_i), so no patch is ever projected. Projected: keys and
 values as usual, which is cheaper for many queries.
 """
@@ -16,7 +16,7 @@ from .projections import FoldedQueries, Projections
 def attend_dense(
     weights: Projections, queries: Tensor, patches: Patches, level: Tensor, kept: Tensor | None
 ) -> tuple[Tensor, Patches]:
-    """Attend to the kept patches; arguments and result as in :func:`.plain.attend_plain`."""
+    """Attend to the kept patches; arguments and result as in `plain.attend_plain`."""
     folded = FoldedQueries.of(weights, queries, patches.size)
     m, dim = queries.shape[1:]
     # a patch costs 2 m H d multiply-adds folded, and 2 d (m + d) projected

@@ -4,15 +4,15 @@ For one set of patches A, query q (already carrying W_k), patches x_i and positi
 
     w = softmax_{i in A}(q . x_i + b_i)          sum = sum_{i in A} w_i x_i
 
-A row of ``rows`` is one patch. Every step works on a set's gathered rows; the backward pass adds a set's gradient back
+A row of `rows` is one patch. Every step works on a set's gathered rows; the backward pass adds a set's gradient back
 row by row into one buffer, so nothing of the size (queries x patches) or (layers x patches) is ever made.
 
-Where no gradient is asked for, :mod:`.kernel` computes the same without gathering, if numba is installed.
+Where no gradient is asked for, `kernel` computes the same without gathering, if numba is installed.
 
 Shapes by example: 2 slices of a 4x4 grid with 3 prompts each (B = 6), m = 10 queries, H = 8 heads that share a set,
-d = 64. ``queries`` is (6, 10, 8, 64): 10 sets a prompt, each read by its G = 8 heads; with a set of its own for each
-head it is (6, 80, 1, 64). Prompt 4 reads ``rows[1]``, (16, 64). If its first set holds patches 2, 5 and 7, ``gathered``
-is (3, 64), ``weight`` (8, 3), the sum ``weight @ gathered`` (8, 64). Backward, with G = d(loss)/d(sum) (8, 64):
+d = 64. `queries` is (6, 10, 8, 64): 10 sets a prompt, each read by its G = 8 heads; with a set of its own for each
+head it is (6, 80, 1, 64). Prompt 4 reads `rows[1]`, (16, 64). If its first set holds patches 2, 5 and 7, `gathered`
+is (3, 64), `weight` (8, 3), the sum `weight @ gathered` (8, 64). Backward, with G = d(loss)/d(sum) (8, 64):
 
     d weight = G gathered^T                                   (8, 3)
     d score  = weight * (d weight - sum_i weight_i d weight_i)    the softmax's
@@ -65,14 +65,14 @@ class Sets:
 def attend_gathered(
     weights: Projections, queries: Tensor, patches: Patches, level: Tensor, kept: Tensor | None
 ) -> tuple[Tensor, Patches]:
-    """Attend to the kept patches with PyTorch's operations; arguments and result as in :func:`.plain.attend_plain`."""
+    """Attend to the kept patches with PyTorch's operations; arguments and result as in `plain.attend_plain`."""
     return _attend_sets(gathered_attention, weights, queries, patches, level, kept)
 
 
 def attend_kernel(
     weights: Projections, queries: Tensor, patches: Patches, level: Tensor, kept: Tensor | None
 ) -> tuple[Tensor, Patches]:
-    """The same by numba's kernel, without gradients and on the CPU alone (see :func:`kernel_computes`)."""
+    """The same by numba's kernel, without gradients and on the CPU alone (see `kernel_computes`)."""
     kernel = _kernel()
     if kernel is None:
         raise InputError("attention's form 'kernel' needs numba: install it, or take 'auto'")
@@ -87,7 +87,7 @@ def _attend_sets(
     level: Tensor,
     kept: Tensor | None,
 ) -> tuple[Tensor, Patches]:
-    """Bring queries and sets into the form of :func:`gathered_attention`, and its sums through W_v."""
+    """Bring queries and sets into the form of `gathered_attention`, and its sums through W_v."""
     m, heads = queries.shape[1], weights.num_heads
     if kept is None:
         kept = queries.new_ones((1, 1, m, patches.rows.shape[1]), dtype=torch.bool)
@@ -117,7 +117,7 @@ def gathered_attention(
         kept: the sets, bool (B or 1, sets, h * w), none of them empty.
 
     Returns:
-        Sums (B, sets, G, d), and ``rows`` again: hand that on to the next layer of the scale, so that the layers'
+        Sums (B, sets, G, d), and `rows` again: hand that on to the next layer of the scale, so that the layers'
         gradients gather in one buffer on the way back.
     """
     return _GatheredAttention.apply(queries, row_bias, column_bias, rows, kept)

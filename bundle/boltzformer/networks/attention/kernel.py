@@ -1,6 +1,6 @@
 """Attention over sets of patches in one pass over their rows, for inference on a CPU.
 
-The plain form is that of :func:`.gathered.gathered_attention`, which PyTorch's operations can only compute by copying a
+The plain form is that of `gathered.gathered_attention`, which PyTorch's operations can only compute by copying a
 set's rows and reading the copy twice. Here a chunk of a set's rows is scored and summed up while it is in the cache,
 with the softmax's maximum and denominator carried along (Milakov and Gimelshein, arXiv:1805.02867), so that each row
 comes from memory once and nothing is copied. Compiled by numba when first called, seconds once on a machine.
@@ -107,10 +107,10 @@ def _add_chunk(
     total: np.ndarray,
     context: np.ndarray,
 ) -> None:
-    """Take ``count`` more patches into a running softmax and its weighted sum.
+    """Take `count` more patches into a running softmax and its weighted sum.
 
     Before and after, with the patches so far: top[g] = max score, total[g] = sum exp(score - top), context[g] = sum
-    exp(score - top) row. ``score`` comes with the position's score and is overwritten.
+    exp(score - top) row. `score` comes with the position's score and is overwritten.
     """
     filled = -(-count // PADDING) * PADDING
     patch[count:filled] = patch[0]
@@ -191,7 +191,7 @@ def _take_as_many_threads_as_torch() -> None:
 
 @torch.library.custom_op("boltzformer::attend_sets", mutates_args=(), device_types="cpu")
 def attend_sets(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Tensor, kept: Tensor) -> Tensor:
-    """Sums of :func:`.gathered.gathered_attention`, without gradients; its arguments and shapes, float32 on the CPU.
+    """Sums of `gathered.gathered_attention`, without gradients; its arguments and shapes, float32 on the CPU.
 
     Raises:
         ValueError: the shapes do not belong together; the kernel itself would read past the end.

@@ -29,12 +29,12 @@ GATHERING_PAYS_FROM = 2048  # patches of a grid; below, whole products take less
 class BoltzmannAttention(nn.Module):
     """Cross-attention of queries over their attention sets, residual and LayerNorm (post-norm).
 
-    The function is that of ``nn.MultiheadAttention`` with a boolean mask, keys ``V + level + position`` and values
-    ``V + level``.
+    The function is that of `nn.MultiheadAttention` with a boolean mask, keys `V + level + position` and values
+    `V + level`.
 
     Args:
         dim: d, width of queries and patches.
-        num_heads: H; must divide ``dim``.
+        num_heads: H; must divide `dim`.
         form: how it is computed, all equal up to rounding: "plain" (to read and to compare with), "dense", "gathered",
             "kernel" (inference on a CPU with numba), or "auto", which takes the fastest.
 

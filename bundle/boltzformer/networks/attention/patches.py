@@ -13,7 +13,7 @@ class Patches:
 
     Attributes:
         rows: one patch a row, contiguous, (S, h * w, d). A layer returns the patches for the next layer of the scale
-            to read, so that in training the layers' gradients meet in one buffer (:mod:`.gathered`).
+            to read, so that in training the layers' gradients meet in one buffer (`gathered`).
         size: h and w.
     """
 
@@ -45,5 +45,5 @@ def by_slice(x: Tensor, slices: int) -> Tensor:
 
 
 def by_prompt(x: Tensor, prompts: int) -> Tensor:
-    """The way back: (S, B / S * n, ...) -> (B, n, ...), for ``prompts`` = B."""
+    """The way back: (S, B / S * n, ...) -> (B, n, ...), for `prompts` = B."""
     return x.unflatten(1, (prompts // x.shape[0], -1)).flatten(0, 1)

@@ -12,7 +12,7 @@ from ..positions import axis_embeddings
 
 @dataclass(frozen=True)
 class Projections:
-    """Weights of a layer's ``nn.MultiheadAttention``: W (d, d) and b (d,) of queries, keys and values, and H."""
+    """Weights of a layer's `nn.MultiheadAttention`: W (d, d) and b (d,) of queries, keys and values, and H."""
 
     w_q: Tensor
     w_k: Tensor
@@ -50,7 +50,7 @@ class FoldedQueries:
 
     q . (W_k x + b_k) = (W_k^T q) . x + q . b_k: the key projection moves to the few queries. What is the same for all
     of a query's keys, b_k and the level embedding, cancels in the softmax. The position embedding of patch (y, x) is
-    ``cat(rows[y], columns[x])``, so its score is the sum of a term for y and one for x.
+    `cat(rows[y], columns[x])`, so its score is the sum of a term for y and one for x.
 
     Attributes:
         heads: W_q q / sqrt(d / H), (B, H, m, d / H).
@@ -66,7 +66,7 @@ class FoldedQueries:
 
     @classmethod
     def of(cls, weights: Projections, queries: Tensor, size: tuple[int, int]) -> FoldedQueries:
-        """Fold queries (B, m, d) for a patch grid of ``size``."""
+        """Fold queries (B, m, d) for a patch grid of `size`."""
         heads = F.linear(queries, weights.w_q, weights.b_q).unflatten(-1, (weights.num_heads, -1)).transpose(1, 2)
         heads = heads / heads.shape[-1] ** 0.5
         folded = heads @ weights.keys_by_head()

@@ -1,6 +1,6 @@
 """Which patches a query attends to: one module for each rule, found by itself.
 
-A new rule is one new module here and one overlay that names its class under ``network_def#attention``. Read `rule`,
+A new rule is one new module here and one overlay that names its class under `network_def#attention`. Read `rule`,
 then `boltzmann`.
 """
 

@@ -38,13 +38,13 @@ class Boltzmann(AttentionRule):
             raise InputError(f"base_temperature={self.base_temperature} must be above 0")
 
     def keep(self, logits: Tensor, layer: int, noise: Tensor | None) -> Tensor:
-        """See :class:`AttentionRule`."""
+        """See `AttentionRule`."""
         if noise is None:
             raise ValueError("the Boltzmann rule needs noise")
         return draw_attention_set(logits, noise, temperature(self.base_temperature, layer), self.sample_ratio)
 
     def sets_per_query(self, num_heads: int) -> int:
-        """See :class:`AttentionRule`."""
+        """See `AttentionRule`."""
         return 1 if self.heads_share_set else num_heads
 
 
@@ -76,7 +76,7 @@ def log_never_drawn(probability: Tensor, trials: int) -> Tensor:
 
 
 def number_of_trials(sample_ratio: float, patches: int) -> int:
-    """N of the paper: the share ``sample_ratio`` of the grid's patches, at least one."""
+    """N of the paper: the share `sample_ratio` of the grid's patches, at least one."""
     return max(1, int(sample_ratio * patches))
 
 
@@ -90,7 +90,7 @@ def draw_attention_set(logits: Tensor, noise: Tensor, tau: float, sample_ratio: 
         sample_ratio: N over the number of patches.
 
     Returns:
-        Boolean tensor, True where the patch is in the set; no set is empty (see :func:`fill_empty`).
+        Boolean tensor, True where the patch is in the set; no set is empty (see `fill_empty`).
     """
     probability = boltzmann_probability(logits.float().sigmoid(), tau)
     trials = number_of_trials(sample_ratio, logits.shape[-1])

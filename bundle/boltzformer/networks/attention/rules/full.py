@@ -16,5 +16,5 @@ class Full(AttentionRule):
     keeps_all = True
 
     def keep(self, logits: Tensor, layer: int, noise: Tensor | None) -> None:
-        """See :class:`AttentionRule`."""
+        """See `AttentionRule`."""
         return None

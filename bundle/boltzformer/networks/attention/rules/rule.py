@@ -17,8 +17,8 @@ class AttentionRule(ABC):
     A rule is a dataclass whose fields are numbers or text, so that a checkpoint can say which rule it was trained with.
 
     Attributes:
-        needs_noise: whether :meth:`keep` is given random noise.
-        keeps_all: every patch is kept without looking: the logits are not computed, nor :meth:`keep` called.
+        needs_noise: whether `keep` is given random noise.
+        keeps_all: every patch is kept without looking: the logits are not computed, nor `keep` called.
     """
 
     needs_noise: ClassVar[bool] = False
@@ -47,7 +47,7 @@ class AttentionRule(ABC):
             noise: standard exponential variates, (1 or B, sets a query, m, patches), where the rule needs them.
 
         Returns:
-            True where a query keeps a patch, (B, 1 or sets a query, m, patches); no set is empty (:func:`fill_empty`).
+            True where a query keeps a patch, (B, 1 or sets a query, m, patches); no set is empty (`fill_empty`).
             None keeps all.
         """
 

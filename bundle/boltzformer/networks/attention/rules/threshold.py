@@ -13,7 +13,7 @@ from .rule import AttentionRule, fill_empty
 
 @dataclass(frozen=True)
 class Threshold(AttentionRule):
-    """No draw: the patches whose confidence is at least ``value`` (the masked attention of table 3).
+    """No draw: the patches whose confidence is at least `value` (the masked attention of table 3).
 
     Args:
         value: in [0, 1].
@@ -29,10 +29,10 @@ class Threshold(AttentionRule):
             raise InputError(f"value={self.value} of the threshold must lie in [0, 1]")
 
     def keep(self, logits: Tensor, layer: int, noise: Tensor | None) -> Tensor:
-        """See :class:`AttentionRule`."""
+        """See `AttentionRule`."""
         return threshold_attention_set(logits, self.value)
 
 
 def threshold_attention_set(logits: Tensor, threshold: float) -> Tensor:
-    """Attention set of the paper's table 3 without sampling: the patches with confidence >= ``threshold``."""
+    """Attention set of the paper's table 3 without sampling: the patches with confidence >= `threshold`."""
     return fill_empty(logits.float().sigmoid() >= threshold)
