@@ -61,7 +61,8 @@ class ExistenceGate:
 class ExistenceFromMetad(MapTransform):
     """Dictionary transform: the scores that the inferer left in the metadata of `pred` become part of the item.
 
-    They are `existence`, (P, slices) in the order of the RAS volume, and `existence_axis`. It stands before `Invertd`, which gives the prediction the image's metadata.
+    They are `existence`, (P, slices) in the order of the RAS volume, and `existence_axis`. It stands before
+    `Invertd`, which gives the prediction the image's metadata.
 
     Args:
         keys: the prediction.
