@@ -2,13 +2,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LABEL_VENV ?= .venv-label
+DEPLOY_VENV ?= .venv-deploy
 
-.PHONY: help install install-dev demo test test-slow lint hooks clean
+.PHONY: help install install-dev install-label install-deploy demo test test-slow test-label test-deploy lint hooks clean
 
 help:
 	@echo "make demo        install, then train, evaluate and infer a small network on phantoms (CPU, minutes)"
 	@echo "make test        install what tests need and run them"
 	@echo "make test-slow   the tests that take longer than a minute each"
+	@echo "make test-label  MONAI Label: its environment in $(LABEL_VENV), then its server and client with this bundle"
+	@echo "make test-deploy MONAI Deploy: its environment in $(DEPLOY_VENV), then its operators with this bundle"
+	@echo "make install-label, make install-deploy   only these environments"
 	@echo "make lint        ruff and mypy"
 	@echo "make install     only the package and what it needs, in $(VENV)"
 	@echo "make hooks       check each commit before it is made (pre-commit)"
@@ -26,6 +31,24 @@ $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
+# MONAI Label and MONAI Deploy share no environment with each other: one needs pydicom 2, the other pydicom 3.
+# sam2, which MONAI Label asks for, would fetch a torch of its own to be built with.
+$(LABEL_VENV)/.installed: constraints-label.txt pyproject.toml
+	test -x $(LABEL_VENV)/bin/python || $(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_VENV)/bin/python -m pip install --quiet -c constraints-label.txt torch torchvision setuptools wheel
+	SAM2_BUILD_CUDA=0 $(LABEL_VENV)/bin/python -m pip install --quiet -c constraints-label.txt --no-build-isolation --no-deps sam2
+	$(LABEL_VENV)/bin/python -m pip install --quiet -c constraints-label.txt -e '.[label]' pytest
+	touch $@
+
+$(DEPLOY_VENV)/.installed: constraints.txt pyproject.toml
+	test -x $(DEPLOY_VENV)/bin/python || $(PYTHON) -m venv $(DEPLOY_VENV)
+	$(DEPLOY_VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[deploy]' pytest
+	touch $@
+
+install-label: $(LABEL_VENV)/.installed
+
+install-deploy: $(DEPLOY_VENV)/.installed
+
 install: $(VENV)/.installed
 
 install-dev: $(VENV)/.installed-dev
@@ -38,6 +61,12 @@ test: install-dev
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow
+
+test-label: install-label
+	$(LABEL_VENV)/bin/python -m pytest tests/apps/test_label_stock.py tests/apps/test_label_app.py
+
+test-deploy: install-deploy
+	$(DEPLOY_VENV)/bin/python -m pytest tests/apps/test_deploy_app.py
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from typing import Any
 
 import jsonschema
 
-from boltzformer.bundle_folder import bundle_folder
+from boltzformer.bundle_folder import bundle_folder, found_in_bundle
 from boltzformer.data.windows import IntensityWindow
 from boltzformer.data.wordings import WordingBook, check_entries
 from boltzformer.errors import InputError
@@ -89,6 +89,11 @@ class Recipe:
         """Modalities of the training cases, such as ["CT"]; empty where unknown."""
         return self.content.get("trained_on", {}).get("modalities", [])
 
+    @property
+    def only_modality(self) -> str:
+        """The modality of all training cases; empty where there were several, or none is known."""
+        return self.modalities[0] if len(self.modalities) == 1 else ""
+
     def threshold(self, name: str) -> float | None:
         """An optional number that validation chose: "existence", "existence_temperature" or "calibration"."""
         return self.content.get("thresholds", {}).get(name)
@@ -103,7 +108,7 @@ def recipe_for(
     """The settings of a run: the checkpoint's, where the config gives no other.
 
     Args:
-        checkpoint: a checkpoint file; None for a network that starts anew.
+        checkpoint: a checkpoint file (see also `found_in_bundle`); None for a network that starts anew.
         bundle_root: the bundle's folder.
         override: settings that may differ from the checkpoint's.
         given: settings of the config: `window`, `axis`, `num_adjacent`, `pixel_size_mm`, `modality`; None or an empty
@@ -122,6 +127,7 @@ def recipe_for(
     modality = given.pop("modality", "")
     given = {name: _settled(name, value) for name, value in given.items()}
     root = bundle_at(bundle_root)
+    checkpoint = None if checkpoint is None else found_in_bundle(checkpoint)
     content = {} if checkpoint is None else read_recipe(checkpoint)
     if content is None:  # a checkpoint without a recipe
         assert checkpoint is not None

@@ -72,7 +72,9 @@ def test_train_and_evaluate_agree_on_what_they_share():
     for key in ("postprocessing", "inferer", "dataset"):
         own = evaluate[key]
         if key == "dataset":
-            own = {**own, "data": {**own["data"], "section": "validation"}}
+            # bare pairs of files come from MONAI Label alone, and only to train
+            bare = {name: train["validate"][key][name] for name in ("unnamed", "modality")}
+            own = {**own, **bare, "data": {**own["data"], "section": "validation"}}
         assert train["validate"][key] == own, key
 
 
@@ -117,6 +119,16 @@ def test_metadata_says_what_constraints_say():
     stated = {**metadata["required_packages_version"], "torch": metadata["pytorch_version"]}
     stated |= {"monai": metadata["monai_version"], "numpy": metadata["numpy_version"]}
     assert {name: pinned[name] for name in stated} == stated
+
+
+def test_the_label_values_outside_are_the_bundles_prompts():
+    """MONAI Label names segments after the metadata, and trains on label values as the prompt list numbers them."""
+    names = [entry["name"] for entry in _read("prompts.json")]
+    expected = {"0": "background", **{str(value): name for value, name in enumerate(names, start=1)}}
+    data_format = _read("metadata.json")["network_data_format"]
+    for outputs in ("outputs", "post_processed_outputs"):
+        assert data_format[outputs]["pred"]["channel_def"] == expected
+        assert data_format[outputs]["pred"]["num_channels"] == 1
 
 
 @pytest.mark.parametrize("any_size", [1, 50])

@@ -15,6 +15,7 @@ from boltzformer.apps import (
     experiment,
     export,
     info,
+    label_server,
     phantoms,
     prepare,
     publish,
@@ -38,6 +39,7 @@ app.command("train")(runs.train)
 app.command("finetune")(runs.finetune)
 app.command("evaluate")(runs.evaluate)
 app.command("phantoms")(phantoms.main)
+app.command("label-server")(label_server.main)
 app.add_typer(prepare.app, name="prepare")
 app.command("cache")(cache.main)
 app.command("experiment")(experiment.main)

@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from boltzformer.bundle_folder import found_in_bundle
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json, read_text
 
-logger = logging.getLogger(__name__)
-
 MAX_PROMPT_LENGTH = 1000
-_BUNDLE = Path(__file__).resolve().parents[2]
+SEPARATOR = ";"
+"""Between the prompts of one text field."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _WORDING_BOOK_CURE = (
     "a prompt list holds finished sentences, such as 'lung nodule in chest CT'; a wording book, which holds templates "
@@ -95,8 +94,7 @@ def read_prompt_list(path: str | Path) -> list[Prompt]:
     `name`.
 
     Args:
-        path: file ending in .json or .csv, UTF-8; a relative one that is not below the working directory is looked
-            for in the bundle, so that the bundle's configs run from anywhere.
+        path: file ending in .json or .csv, UTF-8; see also `found_in_bundle`.
 
     Returns:
         the prompts in the file's order, names unique (a missing name is made from the sentence).
@@ -105,10 +103,7 @@ def read_prompt_list(path: str | Path) -> list[Prompt]:
         InputError: the file is missing, of another format or malformed, is a wording book, holds no prompt, or has
             a bad or repeated prompt, name, key or column.
     """
-    path = Path(path)
-    if not path.is_absolute() and not path.exists() and (_BUNDLE / path).is_file():
-        path = _BUNDLE / path
-        logger.info("prompt list: %s of the bundle", path)
+    path = found_in_bundle(path)
     if path.suffix.lower() == ".json":
         rows = _json_rows(read_json(path, "prompt list"), path)
     elif path.suffix.lower() == ".csv":
@@ -116,6 +111,28 @@ def read_prompt_list(path: str | Path) -> list[Prompt]:
     else:
         raise InputError(f"{path}: expected a prompt list ending in .json or .csv.")
     return make_prompts(rows, str(path))
+
+
+def parse_prompts(typed: Any, source: str = "prompt") -> list[Prompt]:
+    """Read what a person typed into one field of a viewer: a prompt, or several with `;` between them.
+
+    Args:
+        typed: the text, or a list of sentences; None and blank text are no prompt.
+        source: what to name in errors.
+
+    Returns:
+        the prompts in order, perhaps none.
+
+    Raises:
+        InputError: no text, or a bad or repeated prompt, see `make_prompts`.
+    """
+    if typed is None:
+        return []
+    listed = typed.split(SEPARATOR) if isinstance(typed, str) else typed
+    if not isinstance(listed, list | tuple):
+        raise InputError(f"{source}: expected text, several prompts with {SEPARATOR} between them, found {typed!r}.")
+    rows = [(entry, None) for entry in listed if not (isinstance(entry, str) and not entry.strip())]
+    return make_prompts(rows, source) if rows else []
 
 
 def make_prompts(rows: list[tuple[Any, Any]], source: str = "prompts") -> list[Prompt]:

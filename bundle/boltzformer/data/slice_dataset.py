@@ -12,6 +12,7 @@ from monai.transforms import Randomizable
 from torch.utils.data import Dataset
 
 from boltzformer.data.cached_volume import CachedVolume
+from boltzformer.data.prompts import Prompt
 from boltzformer.data.slice_cache import build_cache
 from boltzformer.data.windows import IntensityWindow, apply_window
 from boltzformer.data.wordings import WordingBook
@@ -53,6 +54,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
         min_area: pixels that a positive slice's object has at least, 1 or more; slices with fewer are not
             used.
         wordings: the wording book; None takes `WordingBook()`.
+        unnamed: what the label values are in cases that name no `objects`, such as the bare pairs of image and label
+            that MONAI Label gives: value i + 1 is what prompt i asks for. None refuses such cases.
+        modality: of cases that say none.
         training: draw wordings and negatives anew in each epoch.
         transform: dictionary transform of the item, for example a `monai.transforms.Compose`; a
             `Randomizable` is seeded for each item.
@@ -83,6 +87,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         negative_share: float = 0.0,
         min_area: int = 1,
         wordings: WordingBook | None = None,
+        unnamed: Sequence[Prompt] | None = None,
+        modality: str = "",
         training: bool = False,
         prompts_per_slice: int = 1,
         foreign_prompts: Sequence[str] | str | Path | None = None,
@@ -107,7 +113,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.prompts_per_slice = int(prompts_per_slice)
         self.foreign_share = float(foreign_share)
         self.negative_share = float(negative_share)
-        self.data = [_complete(case) for case in data]
+        self.data = [_complete(case, unnamed or (), modality) for case in data]
         self.wordings = wordings or WordingBook()
         self.num_adjacent = int(num_adjacent)
         self.training = training
@@ -316,15 +322,23 @@ def _positives(volumes: Sequence[CachedVolume], min_area: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def _complete(case: Mapping[str, Any]) -> dict[str, Any]:
+def _complete(case: Mapping[str, Any], unnamed: Sequence[Prompt], modality: str) -> dict[str, Any]:
+    if not case.get("objects") and unnamed:
+        numbered = list(enumerate(unnamed, start=1))
+        case = {
+            **case,
+            "objects": {value: prompt.name.replace("_", " ") for value, prompt in numbered},
+            "prompts": {value: [prompt.text] for value, prompt in numbered},
+        }
     if not case.get("objects"):
         raise InputError(
             f"{case.get('image', case)}: the case names no `objects`; read the datalist with `load_cases`, "
             "or add "
             "a map from label values to names."
         )
-    defaults = {"dataset": "", "patient": case_name(case), "modality": "", "body_part": ""}
-    return {**defaults, **case, "objects": {int(value): name for value, name in case["objects"].items()}}
+    defaults = {"dataset": "", "patient": case_name(case), "body_part": ""}
+    objects = {int(value): name for value, name in case["objects"].items()}
+    return {**defaults, **case, "objects": objects, "modality": case.get("modality") or modality}
 
 
 def case_name(case: Mapping[str, Any]) -> str:

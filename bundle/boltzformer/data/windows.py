@@ -223,6 +223,7 @@ class IntensityWindowd(MapTransform):
         body_part: of all volumes; may be empty.
         percentiles: see `IntensityWindow`.
         allow_missing_keys: see `monai.transforms.MapTransform`.
+        default_modality: taken, with a warning, where nothing says a modality and the window needs one; empty refuses.
 
     Raises:
         InputError: see `IntensityWindow`; on a call, "auto" with no modality.
@@ -236,10 +237,12 @@ class IntensityWindowd(MapTransform):
         body_part: str = "",
         percentiles: Sequence[float] = MR_PERCENTILES,
         allow_missing_keys: bool = False,
+        default_modality: str = "",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.window = IntensityWindow(window, percentiles)
         self.modality = normal_modality(modality)
+        self.default_modality = normal_modality(default_modality)
         self.body_part = body_part
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -249,8 +252,12 @@ class IntensityWindowd(MapTransform):
             meta = getattr(item[key], "meta", {})
             modality = self.modality or normal_modality(item.get("modality") or meta.get("modality"))
             part = self.body_part or str(item.get("body_part") or meta.get("body_part") or "")
+            name = str(meta.get("filename_or_obj", key))
+            if not modality and self.default_modality and self.window.window == "auto":
+                modality = self.default_modality
+                logger.warning("%s: says no modality, taken as %s, which the network was trained on", name, modality)
             low, high = self.window.limits(modality, part, volume=item[key])
-            self._tell(item[key], str(meta.get("filename_or_obj", key)), modality, part, (low, high))
+            self._tell(item[key], name, modality, part, (low, high))
             item[key] = apply_window(item[key], low, high)
         return item
 

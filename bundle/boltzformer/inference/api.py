@@ -26,7 +26,7 @@ from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError
 from boltzformer.inference.kinds import like_source
 from boltzformer.inference.load import LoadVolumed
-from boltzformer.inference.masks import LOGITS_KEY, SaveMasks, check_prompt_count, combine_masks
+from boltzformer.inference.masks import LOGITS_KEY, MASKS_KEY, SaveMasks, check_prompt_count
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.output_files import check_folder, check_target
 from boltzformer.settings import check_keys
@@ -45,7 +45,8 @@ class Segmentation:
 
     Attributes:
         prompts: what was asked for, in order.
-        item: the postprocessed item: `image`, `pred` (P, X, Y, Z) uint8 and `logits` (P, X, Y, Z) float16.
+        item: the postprocessed item: `image`, `masks` (P, X, Y, Z) uint8, `logits` (P, X, Y, Z) float16 and `pred`, the
+            label map (1, X, Y, Z) uint8.
         case: name for files.
         source: the volume as it was read, with its DICOM series where it came from one.
         given: what was given to segment; the masks come back as the same kind of image.
@@ -70,7 +71,7 @@ class Segmentation:
     @property
     def mask_array(self) -> np.ndarray:
         """All masks, (P, X, Y, Z) uint8 of 0 and 1."""
-        return self.item["pred"].as_tensor().cpu().numpy()
+        return self.item[MASKS_KEY].as_tensor().cpu().numpy()
 
     @property
     def existence(self) -> np.ndarray | None:
@@ -90,7 +91,7 @@ class Segmentation:
     @property
     def label_map(self) -> np.ndarray:
         """One map of all prompts, (X, Y, Z) uint8: i + 1 where prompt i is the surest, else 0."""
-        return combine_masks(self.item[LOGITS_KEY].as_tensor()).cpu().numpy()
+        return self.item["pred"].as_tensor()[0].cpu().numpy()
 
     @property
     def affine(self) -> np.ndarray:

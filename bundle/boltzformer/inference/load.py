@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 
+from boltzformer.inference.slice_inferer import PROMPT_KEY
 from boltzformer.volumes.sources import open_volume
 from boltzformer.volumes.volume import Volume
 
@@ -22,7 +23,8 @@ class LoadVolumed(MapTransform):
     In place of MONAI's `LoadImaged`, which neither checks nor names what is wrong, turns int16 with a slope into
     float64, and may drop slices of an irregular DICOM series without a word. The voxels keep the file's type.
     `modality` and `body_part` are added where the item has none and the files (DICOM) say them. Of an array the item's
-    `affine` is taken, of a folder with several DICOM series the item's `series_uid`.
+    `affine` is taken, of a folder with several DICOM series the item's `series_uid`. An item's `prompt`, what a request
+    asks for, goes into the volume's metadata, where `PromptedSliceInferer` reads it: as data, past the config's parser.
 
     Args:
         keys: items that hold a path, an array or an image.
@@ -51,6 +53,8 @@ class LoadVolumed(MapTransform):
             )
             item["modality"], item["body_part"] = volume.modality, volume.body_part
             item[key] = as_metatensor(volume)
+            if item.get("prompt"):
+                item[key].meta[PROMPT_KEY] = item["prompt"]
         return item
 
 
@@ -68,7 +72,7 @@ def as_metatensor(volume: Volume) -> MetaTensor:
         native = np.dtype(np.int32 if native.itemsize == 2 else np.int64)
     if native.kind == "f" and native.itemsize > 8:
         native = np.dtype(np.float64)
-    array = np.array(volume.voxels, dtype=native, copy=None)
+    array = np.asarray(volume.voxels, dtype=native)
     if any(stride < 0 for stride in array.strides):  # torch has no negative strides
         array = np.ascontiguousarray(array)
     affine = torch.from_numpy(volume.affine.copy())

@@ -14,6 +14,7 @@ from ignite.engine import Events
 from monai.config import KeysCollection
 from monai.engines import Workflow
 from monai.transforms import MapTransform
+from monai.utils import convert_to_dst_type
 from torch import Tensor
 
 from boltzformer.data.prompts import Prompt
@@ -25,13 +26,18 @@ from boltzformer.volumes.write import Grid, write_notes
 logger = logging.getLogger(__name__)
 
 LOGITS_KEY = "logits"
+MASKS_KEY = "masks"
 LARGEST_LABEL = 255
 SLAB = 16
 VIEWER_MAP = "orthogonal-grid.nii.gz"
 
 
 class MasksFromLogitsd(MapTransform):
-    """Dictionary transform: logits (P, ...) -> uint8 masks of 0 and 1, the logits kept under `logits`.
+    """Dictionary transform: logits (P, ...) -> one uint8 label map (1, ...), see `combine_masks`.
+
+    What stays under the key is what MONAI Label, MONAI Deploy and any other program that runs the config writes: one
+    channel, whatever the number of prompts. Beside it, `masks` holds a uint8 mask of 0 and 1 for each prompt (P, ...),
+    and `logits` the logits.
 
     Args:
         keys: items with logits.
@@ -45,8 +51,10 @@ class MasksFromLogitsd(MapTransform):
         """Threshold at probability 0.5, which is logit 0."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[LOGITS_KEY] = item[key]
-            item[key] = (item[key] >= 0).to(torch.uint8)
+            logits = item[key]
+            item[LOGITS_KEY] = logits
+            item[MASKS_KEY] = (logits >= 0).to(torch.uint8)
+            item[key] = convert_to_dst_type(combine_masks(_plain(logits))[None], logits, dtype=torch.uint8)[0]
         return item
 
 
@@ -131,11 +139,12 @@ class SaveMasks:
         """Write one volume's results.
 
         Args:
-            output: with `pred`, masks (P, X, Y, Z), and `logits` of the same shape; perhaps `existence`, (P, slices).
+            output: with `masks` (P, X, Y, Z), `logits` of the same shape, and `pred`, the label map (1, X, Y, Z); perhaps
+                `existence`, (P, slices).
             grid: of the volume.
             case: name of the results.
         """
-        masks, logits = output["pred"], output[LOGITS_KEY]
+        masks, logits = output[MASKS_KEY], output[LOGITS_KEY]
         grid.check(masks.shape[1:], np.asarray(masks.affine, dtype=np.float64))
         folder = self.output_dir / case
         if folder.is_symlink():
@@ -151,7 +160,7 @@ class SaveMasks:
             listed.append({"label": index + 1, "name": prompt.name, "prompt": prompt.text, **grid.volume_of(voxels)})
             if EXISTENCE_KEY in output:
                 listed[-1] |= existence_notes(output[EXISTENCE_KEY][index])
-        combined = combine_masks(_plain(logits)).cpu().numpy()
+        combined = _plain(output["pred"])[0].cpu().numpy()
         notes: dict[str, Any] = {"image": relative_to(grid.name, self.output_dir), "labels": listed}
         if EXISTENCE_KEY in output:
             notes["slice_axis"] = output[EXISTENCE_AXIS_KEY]

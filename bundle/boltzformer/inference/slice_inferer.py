@@ -15,7 +15,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from boltzformer.data.prompts import Prompt, check_prompt
+from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
 from boltzformer.errors import InputError
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
 from boltzformer.inference.memory import measure_peak
@@ -23,6 +23,8 @@ from boltzformer.inference.memory import measure_peak
 logger = logging.getLogger(__name__)
 
 LARGEST_BATCH = 64
+PROMPT_KEY = "prompt"
+"""Entry of a volume's metadata with the prompts of this volume alone, as `parse_prompts` takes them."""
 
 
 class PromptedSliceInferer(SliceInferer):
@@ -84,7 +86,7 @@ class PromptedSliceInferer(SliceInferer):
         """Segment a volume.
 
         Args:
-            inputs: (1, 1, H, W, D) in [0, 1].
+            inputs: (1, 1, H, W, D) in [0, 1]; a `prompt` in its metadata goes before `self.prompt`.
             network: a BoltzFormer.
             args: ignored, for MONAI's engines.
             prompts: in place of `self.prompt` for this call.
@@ -100,8 +102,9 @@ class PromptedSliceInferer(SliceInferer):
         """
         if inputs.dim() != 5 or inputs.shape[:2] != (1, 1):
             raise InputError(f"expected one volume of one channel (1, 1, H, W, D), found {tuple(inputs.shape)}.")
-        wanted = self.prompt if prompts is None else prompts
-        sentences = prompt_sentences(wanted, getattr(network, "default_prompt", None))
+        if prompts is None:
+            prompts = parse_prompts(getattr(inputs, "meta", {}).get(PROMPT_KEY)) or self.prompt
+        sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
         volume = _plain(inputs)[0, 0]
         result = torch.empty((1, len(sentences), *volume.shape), dtype=torch.float16, device=volume.device)
         slices = result[0].movedim(self.spatial_dim + 1, 0)  # (D, P, H, W), a view

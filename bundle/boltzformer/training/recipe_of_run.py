@@ -31,13 +31,24 @@ def recipe_of_run(network: nn.Module, recipe: Recipe, dataset: SliceDataset, wor
     content = {
         "network": record_definition(network, recipe.bundle_root / "models"),
         "input": {name: recipe.content["input"][name] for name in DEFAULTS},
-        "trained_on": _trained_on(dataset.data, wordings),
+        "trained_on": _joined(recipe.content.get("trained_on", {}), _trained_on(dataset.data, wordings)),
         "prompts": {"templates": list(wordings.templates), "entries": wordings.entries, "mode": wordings.file_mode},
         "thresholds": dict(recipe.content.get("thresholds", {})),
         "versions": versions(),
     }
     check_recipe({**content, "format": 1, "sha256": "0" * 64}, "this training run")
     return content
+
+
+def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights have seen: a network that goes on from others' weights has seen their data too."""
+    joined = dict(now)
+    for name, value in earlier.items():
+        if isinstance(value, list) and name in now:
+            joined[name] = sorted({*value, *now[name]})
+    texts = {**earlier.get("objects", {}), **now["objects"]}
+    joined["objects"] = dict(sorted(texts.items()))
+    return joined
 
 
 def _trained_on(cases: Sequence[Mapping[str, Any]], wordings: WordingBook) -> dict[str, Any]:
