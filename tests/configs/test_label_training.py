@@ -43,7 +43,7 @@ def bundle(tmp_path: Path) -> Path:
     }
     folder = tmp_path / "bundle"
     shutil.copytree(BUNDLE / "configs", folder / "configs")
-    write_json(folder / "configs" / "small.json", {**SMALL_NETWORK, "cpu_bfloat16": False})
+    write_json(folder / "configs" / "small.json", {**SMALL_NETWORK, "initial_weights": "$@checkpoint"})
     save_atomically(network.state_dict(), folder / "models" / "model.pt", recipe)
     return folder
 

@@ -139,8 +139,8 @@ class SaveMasks:
         """Write one volume's results.
 
         Args:
-            output: with `masks` (P, X, Y, Z), `logits` of the same shape, and `pred`, the label map (1, X, Y, Z); perhaps
-                `existence`, (P, slices).
+            output: with `masks` (P, X, Y, Z), `logits` of the same shape, and `pred`, the label map (1, X, Y, Z);
+                perhaps `existence`, (P, slices).
             grid: of the volume.
             case: name of the results.
         """
