@@ -67,7 +67,7 @@ class LabelTraining(TrainTask):
         start = Path(shutil.copy(start, self._folder / "start.pt"))  # the run replaces what it begins with
         logger.info("training on %d labelled images from %s", len(items), start)
         configs = bundle_folder() / "configs"
-        settings = {
+        settings: dict[str, Any] = {
             "bundle_root": str(bundle_folder()),
             "dataset_dir": str(datalist),
             "initial_weights": start,
