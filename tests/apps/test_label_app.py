@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
 SHAPE = (40, 36, 4)
 MODEL = "boltzformer"
+KNOWN = ["left parotid gland in head and neck CT", "larynx"]
 NIFTI = {"result_extension": ".nii.gz"}
 
 
@@ -70,8 +71,8 @@ def refused(client, image: str, params: dict) -> str:
 
 def test_known_terms_of_the_weights_are_suggested(client):
     model = client.info()["models"][MODEL]
-    assert model["config"]["known_prompt"] == ["", "larynx", "left parotid gland in head and neck CT"]
-    assert list(model["labels"]) == ["larynx", "left parotid gland in head and neck CT"]
+    assert model["config"]["known_prompt"] == ["", *KNOWN]
+    assert model["labels"] == {prompt: value for value, prompt in enumerate(KNOWN, start=1)}
 
 
 def test_segments_are_named_after_the_prompts(client, segmenter, studies):
@@ -104,7 +105,7 @@ def test_slicers_and_ohifs_request_is_answered_in_nrrd(client, segmenter, studie
 def test_without_a_prompt_all_known_objects_are_segmented(client):
     _, told = client.infer(MODEL, "a", NIFTI)
     asked = [finding["prompt"] for finding in told["findings"]]
-    assert asked == ["larynx", "left parotid gland in head and neck CT"]
+    assert asked == KNOWN
 
 
 def test_a_prompt_is_not_evaluated(client, tmp_path):
