@@ -155,3 +155,10 @@ def test_the_window_that_was_taken_is_said(caplog):
     with caplog.at_level("INFO"):
         IntensityWindowd("image", "lung")({"image": CT.clip(-200, 255), "modality": "CT"})
     assert "no value below -200" in caplog.text
+
+
+def test_a_modality_that_nothing_says_is_the_default_with_a_warning(caplog):
+    window = IntensityWindowd("image", "auto", default_modality="CT")
+    assert np.array_equal(window({"image": CT})["image"], window({"image": CT, "modality": "CT"})["image"])
+    assert caplog.text.count("says no modality, taken as CT") == 1
+    assert not np.array_equal(window({"image": CT})["image"], window({"image": CT, "modality": "MR"})["image"])
