@@ -19,6 +19,7 @@ from typing import Any
 import jsonschema
 
 from boltzformer.bundle_folder import bundle_folder, found_in_bundle
+from boltzformer.data.canvas import check_pixel_sizes
 from boltzformer.data.windows import IntensityWindow
 from boltzformer.data.wordings import WordingBook, check_entries
 from boltzformer.errors import InputError
@@ -70,9 +71,10 @@ class Recipe:
         return self.content["input"]["num_adjacent"]
 
     @property
-    def pixel_size_mm(self) -> float | None:
-        """In-plane size of the pixels that the network sees, in mm; None where slices keep their own."""
-        return self.content["input"].get("pixel_size_mm")
+    def pixel_size_mm(self) -> list[float] | None:
+        """Smallest and largest in-plane size of the network's pixels that training covered, in mm; None: any."""
+        stated = self.content["input"].get("pixel_size_mm")
+        return None if stated is None else list(check_pixel_sizes(stated))
 
     @property
     def sha256(self) -> str | None:
@@ -95,7 +97,14 @@ class Recipe:
         return self.modalities[0] if len(self.modalities) == 1 else ""
 
     def threshold(self, name: str) -> float | None:
-        """An optional number that validation chose: "existence", "existence_temperature" or "calibration"."""
+        """An optional number that validation chose.
+
+        Args:
+            name: "existence", "existence_temperature", "calibration" or "far_prompt".
+
+        Returns:
+            the number; None where the checkpoint has none.
+        """
         return self.content.get("thresholds", {}).get(name)
 
 
@@ -136,7 +145,7 @@ def recipe_for(
     stated = content.get("input", {})
     if checkpoint is not None:
         for name, value in given.items():
-            if name in stated and stated[name] != value:
+            if _differs(stated.get(name), value):
                 check_override(name, value, stated[name], checkpoint, override)
         known = content.get("trained_on", {}).get("modalities", [])
         if modality and known and normal_modality(modality) not in known:
@@ -184,8 +193,13 @@ def check_same_recipe(own: Mapping[str, Any], checkpoint: str | os.PathLike[str]
     """
     stated = (read_recipe(checkpoint) or {}).get("input", {})
     for name, value in own["input"].items():
-        if name in stated and stated[name] != value:
+        if _differs(stated.get(name), value):
             check_override(name, value, stated[name], checkpoint, override)
+
+
+def _differs(stated: Any, value: Any) -> bool:
+    """Whether a setting was stated with another value; None, of a range of pixel sizes, states nothing."""
+    return stated is not None and stated != value
 
 
 def _settled(name: str, value: Any) -> Any:
@@ -196,7 +210,7 @@ def _settled(name: str, value: Any) -> Any:
         window = IntensityWindow(value).window
         return list(window) if isinstance(window, tuple) else window
     if name == "pixel_size_mm":
-        return float(value)
+        return list(check_pixel_sizes(value))
     return int(value)
 
 

@@ -179,9 +179,11 @@ def _segment(
         uneven_spacing=request.uneven_spacing,
         series_uid=str(case.get("series_uid", "")),
     )
-    result = segmenter.segment(volume, request.prompts)
+    result = segmenter.segment(
+        volume, request.prompts, window=case.get("window"), spacing_known=case.get("spacing_known", True)
+    )
     masks = result.mask_array
-    findings = tuple(measure(masks, request.prompts, Grid.of_volume(volume), result.existence))
+    findings = tuple(measure(masks, request.prompts, Grid.of_volume(volume), result.existence, result.nearest_known))
     made = SegmentedVolume(
         case=str(case["case"]),
         volume=volume,

@@ -18,6 +18,7 @@ from boltzformer.apps import (
     label_server,
     phantoms,
     prepare,
+    proof,
     publish,
     runs,
     segment,
@@ -45,6 +46,7 @@ app.command("cache")(cache.main)
 app.command("experiment")(experiment.main)
 app.command("evaluate-bundle")(evaluate_bundle.main)
 app.command("evaluate-predictions")(evaluate_predictions.main)
+app.add_typer(proof.app, name="proof")
 app.command("statistics")(statistics.main)
 app.command("trace")(trace.main)
 app.command("export")(export.main)

@@ -27,6 +27,7 @@ from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
 from boltzformer.metrics.measures.catalogue import TOLERANCES_MM
 from boltzformer.metrics.measures.lesions import LesionRule
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
+from boltzformer.recipe import recipe_for, wording_book_of
 from boltzformer.volumes.write import Grid
 
 
@@ -46,7 +47,9 @@ def main(
         list[str] | None,
         typer.Option("--set", help="A key of inference.json: --set window=lung --set memory_gb=8; may be repeated."),
     ] = None,
-    wording_book: Annotated[Path | None, typer.Option(help="Wordings that extend the built-in ones (JSON).")] = None,
+    wording_book: Annotated[
+        Path | None, typer.Option(help="Wordings (JSON) in place of those that the checkpoint was trained with.")
+    ] = None,
     decodings: Annotated[
         int, typer.Option(min=1, help="Seeded decodings of each slice: above 1, mean probability and entropy maps.")
     ] = 1,
@@ -74,8 +77,9 @@ def main(
         sections = ("training", "validation") if section == "all" else (section,)
         found_cases = [case for name in sections for case in load_cases(data, name)][:limit]
         names = file_names(name for case in found_cases for name in case["objects"].values())
-        book = WordingBook(file=wording_book)
         segmenter = Segmenter.from_bundle(bundle, checkpoint, overlay or [], **values)
+        recipe = recipe_for(checkpoint or bundle / "models" / "model.pt", bundle)
+        book = wording_book_of(recipe, wording_book)
         use_decodings(segmenter, decodings)
         settings = EvaluationSettings(TOLERANCES_MM, rule, segmenter.inferer.spatial_dim, absent_is_negative)
         folder = output_dir / "predictions"
@@ -148,7 +152,12 @@ def predict(
             ]
             try:
                 result = segmenter.segment(
-                    case["image"], wanted, modality=case["modality"], body_part=case["body_part"]
+                    case["image"],
+                    wanted,
+                    modality=case["modality"],
+                    body_part=case["body_part"],
+                    window=case.get("window"),
+                    spacing_known=case.get("spacing_known", True),
                 )
                 result.save(folder, probability=True)
                 if entropy:

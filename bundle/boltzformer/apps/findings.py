@@ -28,6 +28,7 @@ class Finding:
         voxels: that were marked.
         millilitres: their volume.
         lesions: connected parts (26 neighbours).
+        nearest_known: the nearest term that the network was trained on, see `Segmentation`; None where it is not known.
     """
 
     label: int
@@ -38,6 +39,7 @@ class Finding:
     voxels: int
     millilitres: float
     lesions: int
+    nearest_known: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -50,7 +52,11 @@ class Finding:
 
 
 def measure(
-    masks: np.ndarray, prompts: Sequence[Prompt], grid: Grid, existence: np.ndarray | None = None
+    masks: np.ndarray,
+    prompts: Sequence[Prompt],
+    grid: Grid,
+    existence: np.ndarray | None = None,
+    nearest_known: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[Finding]:
     """Measure the masks of a volume.
 
@@ -59,6 +65,7 @@ def measure(
         prompts: P of them.
         grid: of the volume.
         existence: (P, slices), probability in [0, 1] that the object is in a slice; None where it is not known.
+        nearest_known: prompt's name -> nearest known term; None where it is not known.
 
     Returns:
         a finding for each prompt.
@@ -80,6 +87,7 @@ def measure(
                 int(size["voxels"]),
                 float(size["millilitres"]),
                 lesions,
+                (nearest_known or {}).get(prompt.name),
             )
         )
     return found

@@ -16,6 +16,7 @@ from boltzformer.data.prepare.lidc import plan_lidc
 from boltzformer.data.prepare.msd import plan_msd
 from boltzformer.data.prepare.nnunet import plan_nnunet
 from boltzformer.data.prepare.plan import DatasetPlan
+from boltzformer.data.prepare.shipped import write_shipped_data
 from boltzformer.data.prepare.source import Source, open_source
 from boltzformer.data.prepare.split import Split
 from boltzformer.errors import InputError
@@ -111,6 +112,17 @@ def lidc(
         return plan_lidc(opened, readings, min_readers, uneven_spacing)
 
     prepare(source, out, plan, Split(test_share, validation_share, seed), leave_out or [], workers)
+
+
+@app.command()
+def shipped(
+    openkbp: Annotated[Path, typer.Argument(help="OpenKBP's head and neck CT in Decathlon layout.")],
+    lidc_crops: Annotated[Path, typer.Argument(help="8-bit crops around LIDC-IDRI's nodules in Decathlon layout.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the datalists.")],
+) -> None:
+    """Datalists for the training of the shipped network, and its split with the SHA-256 of every file."""
+    with one_line_errors():
+        write_shipped_data(openkbp, lidc_crops, out, print)
 
 
 @app.command()

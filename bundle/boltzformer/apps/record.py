@@ -33,7 +33,8 @@ def request_digest(case: Mapping[str, Any], request: Request, files: Iterable[Pa
     """
     content = {
         "input": [sha256_of(file) for file in files],
-        "case": {key: str(case.get(key, "")) for key in ("modality", "body_part", "series_uid")},
+        "case": {key: str(case.get(key, "")) for key in ("modality", "body_part", "series_uid")}
+        | {key: str(case[key]) for key in ("window", "spacing_known") if key in case},
         "prompts": [[prompt.name, prompt.text] for prompt in request.prompts],
         "formats": sorted(request.formats),
         "algorithm": [request.algorithm.name, request.algorithm.version, request.algorithm.weights_sha256],

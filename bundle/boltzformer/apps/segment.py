@@ -149,10 +149,12 @@ def _print_lines(result: CaseResult) -> None:
 
 def _told(finding: Finding) -> str:
     sure = "" if finding.probability is None else f" (probability {finding.probability:.2f})"
+    near = finding.nearest_known or {}
+    far = f" [never trained; the nearest known term is {near['term']}]" if near.get("far") else ""
     if not finding.found:
-        return f"not found{sure}"
+        return f"not found{sure}{far}"
     lesions = "1 lesion" if finding.lesions == 1 else f"{finding.lesions} lesions"
-    return f"found{sure}, {finding.millilitres:.3g} ml, {lesions}"
+    return f"found{sure}, {finding.millilitres:.3g} ml, {lesions}{far}"
 
 
 def _print_json(result: CaseResult) -> None:

@@ -31,7 +31,8 @@ def load_cases(
     A dataset is a folder in Medical Segmentation Decathlon layout (with `dataset.json`) or a datalist JSON:
     the same keys, or a bare list of items as its `training` section. File names are relative to the JSON's
     folder. An item has `image` and `label`, and optionally `patient`, `modality`, `body_part`, `labels` (or
-    `objects`), `prompts`, `annotated` and `window`; what an item lacks it takes from the top of the JSON.
+    `objects`), `prompts`, `annotated`, `window` and `"spacing": "unknown"` (the files' voxel size means nothing);
+    what an item lacks it takes from the top of the JSON.
     Where there is no `validation` list, `validation_share` of the training patients is set apart, by patient,
     the same ones for the same seed.
 
@@ -47,8 +48,8 @@ def load_cases(
     Returns:
         cases in the dataset's order: `image`, `label` (paths), `patient`, `dataset`, `modality` ("CT", "MR",
         another or empty), `body_part` (may be empty), `objects` {label value: name}; `prompts` {label value:
-        wordings}, `annotated` (label values annotated even where absent) and `window` where the dataset gives
-        them.
+        wordings}, `annotated` (label values annotated even where absent), `window` and `spacing_known` (False)
+        where the dataset gives them.
 
     Raises:
         InputError: a file is missing, the JSON is malformed, the section is empty, patients are shared

@@ -36,6 +36,7 @@ _BODY_PARTS = (
     ("knee", "knee"),
 )
 
+UNKNOWN = "unknown"
 Case = dict[str, Any]
 
 
@@ -86,6 +87,11 @@ def read_item(
         case["annotated"] = _annotated(annotated, case["objects"], where)
     if window := item.get("window", content.get("window")):
         case["window"] = window
+    spacing = item.get("spacing", content.get("spacing"))
+    if spacing not in (None, UNKNOWN):
+        raise InputError(f'{where}: `spacing` may only be "unknown", found {spacing!r}; the files say what it is.')
+    if spacing == UNKNOWN:
+        case["spacing_known"] = False
     return case
 
 

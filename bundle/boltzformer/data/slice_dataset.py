@@ -67,7 +67,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
     Items:
         With several prompts `label` is (K, H, W) and `text` and `object` are K strings, present objects first.
         `image` (2·num_adjacent+1, H, W) float32 in [0, 1]; `label` (1, H, W) float32 of 0 and 1; `text` str;
-        `spacing` (2,) float32, mm along H and W; `dataset`, `case` (the image's file name without its
+        `spacing` (2,) float32, mm along H and W; `known_spacing` the same before any augmentation, NaN where the
+        case's `spacing_known` is False; `dataset`, `case` (the image's file name without its
         ending), `patient`, `object` str; `slice` int, in RAS orientation along `axis`. H and W are axes of
         the RAS volume (see `CachedVolume`). All of them collate, provided that shapes are equal: resize in
         training, or take batches from `CaseBatchSampler`.
@@ -197,6 +198,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "label": torch.from_numpy(np.stack([labels == value for value in values]).astype(np.float32)),
             "text": tuple(texts) if several else texts[0],
             "spacing": torch.tensor(volume.spacing[1:], dtype=torch.float32),
+            "known_spacing": torch.tensor(_known_spacing(case, volume), dtype=torch.float32),
             "dataset": case["dataset"],
             "case": case_name(case),
             "patient": case["patient"],
@@ -339,6 +341,11 @@ def _complete(case: Mapping[str, Any], unnamed: Sequence[Prompt], modality: str)
     defaults = {"dataset": "", "patient": case_name(case), "body_part": ""}
     objects = {int(value): name for value, name in case["objects"].items()}
     return {**defaults, **case, "objects": objects, "modality": case.get("modality") or modality}
+
+
+def _known_spacing(case: Mapping[str, Any], volume: CachedVolume) -> tuple[float, float]:
+    unknown = (float("nan"), float("nan"))
+    return volume.spacing[1:] if case.get("spacing_known", True) else unknown
 
 
 def case_name(case: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import torch
 from monai.transforms import Transform
 from torch.nn import functional
 
+from boltzformer.data.canvas import canvas_of, check_pixel_sizes
 from boltzformer.errors import InputError
 
 _FAINTEST = 1e-3  # coverage below which a pixel is taken as not touched
@@ -97,13 +98,17 @@ class ResizeSliced(Transform):
     """Dictionary transform that brings a slice and its mask to one size; `spacing` follows.
 
     The picture is stretched where its aspect differs from the new one, as the paper resizes every slice to a
-    square.
+    square. With `pixel_size_mm` it is first padded, or cut to the view that holds most of the masks, as inference does
+    (`boltzformer.data.canvas`), so that objects have a size that the network knows.
 
     Args:
         spatial_size: new height and width, or one number for both, in pixels.
         image_key: (C, H, W) float32 image.
         label_key: (K, H, W) binary masks; may be missing in an item.
         spacing_key: (2,) mm along H and W; may be missing in an item.
+        pixel_size_mm: smallest and largest size of the new pixels, in mm, that the network knows; None takes every
+            slice whole.
+        known_spacing_key: (2,) mm along H and W before any augmentation, NaN where not known; may be missing.
 
     Raises:
         InputError: a size that is not one or two positive numbers.
@@ -115,16 +120,20 @@ class ResizeSliced(Transform):
         image_key: str = "image",
         label_key: str = "label",
         spacing_key: str = "spacing",
+        pixel_size_mm: float | Sequence[float] | None = None,
+        known_spacing_key: str = "known_spacing",
     ) -> None:
         sizes = [spatial_size, spatial_size] if isinstance(spatial_size, int) else list(spatial_size)
         if len(sizes) != 2 or min(sizes) < 1:
             raise InputError(f"spatial_size: expected one or two positive numbers, found {spatial_size!r}.")
         self.size = (int(sizes[0]), int(sizes[1]))
         self.image_key, self.label_key, self.spacing_key = image_key, label_key, spacing_key
+        self.known_spacing_key = known_spacing_key
+        self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Resize one item."""
-        item = dict(data)
+        item = self._on_canvas(dict(data))
         height, width = item[self.image_key].shape[-2:]
         item[self.image_key] = resize_image(item[self.image_key], self.size)
         if self.label_key in item:
@@ -132,4 +141,19 @@ class ResizeSliced(Transform):
         if self.spacing_key in item:
             scale = torch.tensor([height / self.size[0], width / self.size[1]], dtype=torch.float32)
             item[self.spacing_key] = item[self.spacing_key] * scale
+        return item
+
+    def _on_canvas(self, item: dict[Hashable, Any]) -> dict[Hashable, Any]:
+        """The item with the view of the slice that holds most of its masks."""
+        if self.pixel_size_mm is None or self.known_spacing_key not in item:
+            return item
+        image = item[self.image_key]
+        spacing = item[self.known_spacing_key].tolist()
+        canvas = canvas_of(image.shape[-2:], spacing, self.size, self.pixel_size_mm)
+        views, best = canvas.views(image), 0
+        if self.label_key in item:
+            masks = canvas.views(item[self.label_key])
+            best = max(range(len(masks)), key=lambda place: float(masks[place].sum()))
+            item[self.label_key] = masks[best]
+        item[self.image_key] = views[best]
         return item

@@ -215,6 +215,7 @@ class IntensityWindowd(MapTransform):
     """Dictionary transform that windows whole volumes to float32 in [0, 1], and logs the window that was taken.
 
     Modality and body part come from the arguments, else from the item, else from the volume's own metadata (DICOM).
+    With "auto", an item's own `window` goes first, as in training.
 
     Args:
         keys: volumes to window.
@@ -253,20 +254,27 @@ class IntensityWindowd(MapTransform):
             modality = self.modality or normal_modality(item.get("modality") or meta.get("modality"))
             part = self.body_part or str(item.get("body_part") or meta.get("body_part") or "")
             name = str(meta.get("filename_or_obj", key))
-            if not modality and self.default_modality and self.window.window == "auto":
+            window = self._window_of(item)
+            if not modality and self.default_modality and window.window == "auto":
                 modality = self.default_modality
                 logger.warning("%s: says no modality, taken as %s, which the network was trained on", name, modality)
-            low, high = self.window.limits(modality, part, volume=item[key])
-            self._tell(item[key], name, modality, part, (low, high))
+            low, high = window.limits(modality, part, volume=item[key])
+            self._tell(item[key], name, modality, part, (low, high), window)
             item[key] = apply_window(item[key], low, high)
         return item
 
-    def _tell(self, image: Any, name: str, modality: str, part: str, limits: tuple[float, float]) -> None:
+    def _window_of(self, item: Mapping[Hashable, Any]) -> IntensityWindow:
+        own = item.get("window")
+        return IntensityWindow(own, self.window.percentiles) if own and self.window.window == "auto" else self.window
+
+    def _tell(
+        self, image: Any, name: str, modality: str, part: str, limits: tuple[float, float], window: IntensityWindow
+    ) -> None:
         known = ", ".join(word for word in (modality, part) if word) or "modality not known"
-        logger.info("%s: window %s, %g to %g (%s)", name, self.window.window, *limits, known)
-        if modality != "CT":
+        logger.info("%s: window %s, %g to %g (%s)", name, window.window, *limits, known)
+        if modality != "CT" or window is not self.window:
             return
-        if self.window.window == "auto" and _plain_words(part) in _LUNG_NEARBY:
+        if window.window == "auto" and _plain_words(part) in _LUNG_NEARBY:
             logger.info("%s: %r takes soft tissue; set `window` to lung for what lies inside the lungs", name, part)
         lowest = float(image.min())
         if lowest >= AIR_BELOW_HU:

@@ -24,14 +24,16 @@ from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.prompts import Prompt, make_prompts
 from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError
+from boltzformer.inference.canvas import KNOWN_SPACING
 from boltzformer.inference.kinds import like_source
+from boltzformer.inference.known_terms import KnownTerms, known_terms_of
 from boltzformer.inference.load import LoadVolumed
 from boltzformer.inference.masks import LOGITS_KEY, MASKS_KEY, SaveMasks, check_prompt_count
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.output_files import check_folder, check_target
 from boltzformer.settings import check_keys
 from boltzformer.volumes.names import case_name
-from boltzformer.volumes.sources import open_volume
+from boltzformer.volumes.sources import has_affine, open_volume
 from boltzformer.volumes.volume import Volume
 from boltzformer.volumes.write import Grid, is_ours
 from boltzformer.weights import load_weights
@@ -50,6 +52,8 @@ class Segmentation:
         case: name for files.
         source: the volume as it was read, with its DICOM series where it came from one.
         given: what was given to segment; the masks come back as the same kind of image.
+        nearest_known: prompt's name -> the nearest `term` that the network was trained on, its nearest `wording`, the
+            `distance`, and whether that is `far`; None where the checkpoint does not say.
     """
 
     prompts: list[Prompt]
@@ -57,6 +61,7 @@ class Segmentation:
     case: str
     source: Volume
     given: Any = None
+    nearest_known: Mapping[str, Mapping[str, Any]] | None = None
 
     @property
     def masks(self) -> dict[str, Any]:
@@ -110,7 +115,8 @@ class Segmentation:
             InputError: if a file is an input or not ours, or cannot be written; or if the volume came from memory, has
                 been given no name, and the name "volume" is taken.
         """
-        saver = SaveMasks(output_dir, self.prompts, probability)
+        about = {} if self.nearest_known is None else {"nearest_known": self.nearest_known}
+        saver = SaveMasks(output_dir, self.prompts, probability, about)
         name = case or self.case
         taken = Path(output_dir) / f"{name}.nii.gz"
         if not case and self.source.path is None and taken.exists():
@@ -129,15 +135,22 @@ class Segmenter:
         preprocessing: item with `image` (path or array) -> item with `image` (1, X, Y, Z) in [0, 1].
         inferer: volume and prompts -> logits.
         postprocessing: item with `image` and `pred` -> item with masks and logits on the input's grid.
+        known: what the network was trained to find; None where its checkpoint does not say.
     """
 
     def __init__(
-        self, network: nn.Module, preprocessing: Compose, inferer: PromptedSliceInferer, postprocessing: Compose
+        self,
+        network: nn.Module,
+        preprocessing: Compose,
+        inferer: PromptedSliceInferer,
+        postprocessing: Compose,
+        known: KnownTerms | None = None,
     ) -> None:
         self.network = network.eval()
         self.preprocessing = preprocessing
         self.inferer = inferer
         self.postprocessing = postprocessing
+        self.known = known
 
     @classmethod
     def load(
@@ -203,7 +216,8 @@ class Segmenter:
             )
         except RuntimeError as error:  # MONAI wraps whatever a component raises
             raise find_input_error(error) or error from None
-        return cls(network, preprocessing, inferer, postprocessing)
+        known = known_terms_of(parser.get_parsed_content("recipe"), network)
+        return cls(network, preprocessing, inferer, postprocessing, known)
 
     def segment(
         self,
@@ -212,6 +226,8 @@ class Segmenter:
         affine: np.ndarray | None = None,
         modality: str | None = "",
         body_part: str = "",
+        window: str | Sequence[float] | None = None,
+        spacing_known: bool = True,
     ) -> Segmentation:
         """Segment a volume.
 
@@ -223,6 +239,8 @@ class Segmenter:
                 RAS.
             modality: "CT", "MR" or another spelling of them, for the intensity window "auto".
             body_part: for the window "auto".
+            window: of this volume, such as [0, 255] for 8-bit images; where the segmenter's own is "auto".
+            spacing_known: False where the voxel size in the file means nothing; an array without `affine` has none.
 
         Returns:
             masks on the image's own grid.
@@ -232,7 +250,9 @@ class Segmenter:
         """
         wanted = _as_prompts(prompts)
         volume = open_volume(image, affine, modality, body_part, self._uneven_spacing)
+        known = spacing_known and (affine is not None or has_affine(image))
         item: dict[str, Any] = {"image": volume, "modality": volume.modality, "body_part": volume.body_part}
+        item |= {"window": window, KNOWN_SPACING: known}
         try:
             item = dict(self.preprocessing(item))
         except RuntimeError as error:  # MONAI's Compose wraps whatever a transform raises
@@ -240,7 +260,8 @@ class Segmenter:
         logits = self.inferer(item["image"][None], self.network, prompts=wanted)
         item["pred"] = logits[0]
         case = "volume" if volume.path is None else case_name(volume.path)
-        return Segmentation(wanted, dict(self.postprocessing(item)), case, volume, image)
+        near = None if self.known is None else self.known.tell(wanted)
+        return Segmentation(wanted, dict(self.postprocessing(item)), case, volume, image, near)
 
     @property
     def _uneven_spacing(self) -> str:

@@ -40,8 +40,9 @@ def find_volumes(path: str | Path, modality: str = "", body_part: str = "", sect
         section: of a dataset, in place of the above.
 
     Returns:
-        for each volume `image` (path), `case` (unique name for the results), `modality`, `body_part`, and for DICOM
-        `series_uid`. A file that was asked for and cannot be used is among them: it fails when it is read.
+        for each volume `image` (path), `case` (unique name for the results), `modality`, `body_part`, for DICOM
+        `series_uid`, and where a dataset says so `window` and `spacing_known` (see `load_cases`). A file that was asked
+        for and cannot be used is among them: it fails when it is read.
 
     Raises:
         InputError: nothing there, or two volumes of one name.
@@ -57,7 +58,7 @@ def survey_volumes(path: str | Path, modality: str = "", body_part: str = "", se
         raise InputError(f"{path}: no such file or folder; give a NIfTI file, a folder of them, or a DICOM folder.")
     if (path / "dataset.json").is_file() or path.suffix.lower() == ".json":
         items = list_images(path, section)
-        found = FoundVolumes([_case(item["image"], item["modality"], item["body_part"]) for item in items])
+        found = FoundVolumes([_listed_case(item) for item in items])
     else:
         found = _volumes_at(path)
     _check_names(found.cases)
@@ -120,6 +121,11 @@ def _series_names(places: list[Path], root: Path) -> list[str]:
 
 def _case(file: str | Path, modality: str = "", body_part: str = "") -> dict[str, Any]:
     return {"image": str(file), "case": case_name(file), "modality": modality, "body_part": body_part}
+
+
+def _listed_case(item: dict[str, Any]) -> dict[str, Any]:
+    own: dict[str, Any] = {key: item[key] for key in ("window", "spacing_known") if key in item}
+    return {**_case(item["image"], item["modality"], item["body_part"]), **own}
 
 
 def _check_names(cases: list[dict[str, Any]]) -> None:

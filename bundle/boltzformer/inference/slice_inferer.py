@@ -15,8 +15,10 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from boltzformer.data.canvas import check_pixel_sizes
 from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
 from boltzformer.errors import InputError
+from boltzformer.inference.canvas import OnCanvas, on_canvas
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
 from boltzformer.inference.memory import measure_peak
 
@@ -47,6 +49,8 @@ class PromptedSliceInferer(SliceInferer):
         existence: what the network's existence score does to a slice; None, and for a network without such a score,
             nothing.
         progress: draw a bar of the slices on a terminal, and log a line each half minute elsewhere.
+        pixel_size_mm: sizes of the network's pixels that training covered, see `boltzformer.data.canvas`; None takes
+            every slice whole.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class PromptedSliceInferer(SliceInferer):
         autocast: torch.dtype | None = None,
         existence: ExistenceGate | None = None,
         progress: bool = True,
+        pixel_size_mm: float | Sequence[float] | None = None,
     ) -> None:
         super().__init__(spatial_dim=spatial_dim, roi_size=(-1, -1), progress=progress)
         if num_adjacent not in (0, 1):
@@ -73,6 +78,8 @@ class PromptedSliceInferer(SliceInferer):
         self.seed = seed
         self.autocast = autocast
         self.existence = existence or ExistenceGate()
+        self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
+        self._on_canvas: OnCanvas | None = None
         self._bytes_per_slice: dict[tuple[Any, ...], int] = {}
 
     def __call__(
@@ -105,6 +112,7 @@ class PromptedSliceInferer(SliceInferer):
         if prompts is None:
             prompts = parse_prompts(getattr(inputs, "meta", {}).get(PROMPT_KEY)) or self.prompt
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
+        network = self._fitted(network, inputs)
         volume = _plain(inputs)[0, 0]
         result = torch.empty((1, len(sentences), *volume.shape), dtype=torch.float16, device=volume.device)
         slices = result[0].movedim(self.spatial_dim + 1, 0)  # (D, P, H, W), a view
@@ -123,6 +131,14 @@ class PromptedSliceInferer(SliceInferer):
             result.meta[EXISTENCE_KEY] = torch.cat(scores).T
             result.meta[EXISTENCE_AXIS_KEY] = self.spatial_dim
         return result
+
+    def _fitted(self, network: Any, inputs: Tensor) -> Any:
+        """The network, on a canvas where the volume's field of view asks for one."""
+        fitted = on_canvas(network, inputs, self.spatial_dim, self.pixel_size_mm, self._on_canvas)
+        if isinstance(fitted, OnCanvas) and fitted is not self._on_canvas:
+            self._on_canvas = fitted
+            self._bytes_per_slice.clear()  # a network of before may be gone, and another one may have its id
+        return fitted
 
     def _batches(self, volume: Tensor, network: Any, text: Any) -> Iterator[tuple[slice, Any]]:
         """Pairs of a range of slices and the network's `Prediction` for them; `volume` is (D, H, W)."""

@@ -72,6 +72,11 @@ def open_volume(
     return replace(volume, modality=wanted or volume.modality, body_part=body_part or volume.body_part)
 
 
+def has_affine(source: Any) -> bool:
+    """Whether a source states its own geometry; a plain array or tensor does not."""
+    return not _needs_affine(source)
+
+
 def _needs_affine(source: Any) -> bool:
     return isinstance(source, np.ndarray | torch.Tensor) and not isinstance(source, MetaTensor)
 

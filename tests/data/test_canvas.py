@@ -1,0 +1,98 @@
+"""Views of a slice at a size in mm that the network knows, and the way back."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from boltzformer.data.canvas import OVERLAP, canvas_of, check_pixel_sizes
+from boltzformer.data.slice_transforms import ResizeSliced
+from boltzformer.errors import InputError
+
+RANGE = (1.9, 2.8)
+GRID = (256, 256)
+FIELDS = [  # pixels, mm: padded, whole, padded along one axis, cut into views, and both
+    ((512, 512), (0.5, 0.5)),
+    ((512, 512), (1.0, 1.0)),
+    ((128, 128), (4.5, 4.5)),
+    ((101, 512), (1.0, 1.0)),
+    ((700, 900), (1.1, 1.3)),
+    ((33, 1500), (2.0, 1.0)),
+]
+
+
+@pytest.mark.parametrize(("size", "spacing"), FIELDS)
+def test_every_view_has_a_size_that_the_network_knows(size, spacing):
+    canvas = canvas_of(size, spacing, GRID, RANGE)
+    for pixels, mm in zip(canvas.window, spacing, strict=True):
+        assert RANGE[0] * 0.99 <= pixels * mm / 256 <= RANGE[1] * 1.01
+
+
+@pytest.mark.parametrize(("size", "spacing"), FIELDS)
+def test_what_goes_in_comes_back_on_the_slice_s_own_pixels(size, spacing):
+    image = torch.rand(2, 1, *size)
+    canvas = canvas_of(size, spacing, GRID, RANGE)
+    back = canvas.join(canvas.views(image))
+    if len(canvas.rows) * len(canvas.columns) == 1:
+        assert torch.equal(back, image)
+    assert torch.allclose(back, image, atol=1e-6)
+
+
+def test_the_padding_is_empty_and_around_the_slice():
+    canvas = canvas_of((512, 512), (0.5, 0.5), GRID, RANGE)
+    (view,) = canvas.views(torch.ones(1, 512, 512))
+    assert view.shape[-1] == canvas.window[0] == round(1.9 * 256 / 0.5)
+    assert view.sum() == 512 * 512
+    assert view[..., 231:-231, 231:-231].sum() >= 510 * 510
+
+
+def test_views_cover_the_slice_and_overlap():
+    canvas = canvas_of((700, 900), (1.5, 1.5), GRID, RANGE)
+    for starts, length, pixels in zip((canvas.rows, canvas.columns), canvas.window, canvas.size, strict=True):
+        assert starts[0] == 0
+        assert starts[-1] + length == pixels
+        steps = [b - a for a, b in itertools.pairwise(starts)]
+        assert max(steps) <= length * (1 - OVERLAP) + 1
+
+
+@pytest.mark.parametrize("pixel_size", [None, RANGE])
+def test_off_without_a_range_and_without_a_known_spacing(pixel_size):
+    spacing = (0.2, 0.2) if pixel_size is None else (math.nan, math.nan)
+    image = torch.rand(1, 30, 20)
+    canvas = canvas_of((30, 20), spacing, GRID, pixel_size)
+    assert canvas.is_whole
+    assert canvas.views(image)[0] is image
+
+
+@pytest.mark.parametrize("value", [0, -1, [3, 2], [1, 2, 3], ["a", 2], [1, 1000], [math.nan, 2]])
+def test_a_range_that_is_none_is_refused(value):
+    with pytest.raises(InputError, match="pixel_size_mm"):
+        check_pixel_sizes(value)
+
+
+def test_training_sees_the_same_padding():
+    item = {
+        "image": torch.ones(1, 64, 64),
+        "label": torch.ones(1, 64, 64),
+        "spacing": torch.tensor([1.0, 1.0]),
+        "known_spacing": torch.tensor([1.0, 1.0]),
+    }
+    resized = ResizeSliced(32, pixel_size_mm=[4.0, 5.0])(item)
+    assert resized["image"].shape[-1] == 32
+    assert resized["spacing"].tolist() == [4.0, 4.0]
+    assert resized["label"].sum() == 16 * 16  # half of each side
+    plain = ResizeSliced(32)(item)
+    assert plain["label"].sum() == 32 * 32
+    unknown = {**item, "known_spacing": torch.tensor([math.nan, math.nan])}
+    assert ResizeSliced(32, pixel_size_mm=[4.0, 5.0])(unknown)["label"].sum() == 32 * 32
+
+
+def test_training_takes_the_view_with_the_object():
+    label = torch.zeros(1, 100, 100)
+    label[0, 90:, 90:] = 1
+    item = {"image": label.clone(), "label": label, "known_spacing": torch.tensor([2.0, 2.0])}
+    seen = ResizeSliced(32, pixel_size_mm=[1.0, 2.0])(item)  # views of 64 mm in a slice of 200 mm
+    assert seen["label"].sum() > 0
+    assert torch.equal(seen["label"] > 0, seen["image"] >= 0.5)

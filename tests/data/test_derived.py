@@ -1,0 +1,123 @@
+"""Datasets made from a dataset: what is changed, and that nothing else is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from boltzformer.data.cases import load_cases
+from boltzformer.data.derived import (
+    Scan,
+    field_of_view,
+    mirrored,
+    other_side,
+    read_scan,
+    resampled,
+    shifted,
+    unchanged,
+    write_datalist,
+    write_derived,
+)
+from boltzformer.errors import InputError
+
+from tests.support import in_orientation, save_nifti, write_json
+
+OBJECTS = {1: "left kidney", 2: "right kidney", 3: "spine"}
+AFFINE = np.array([[4.0, 0, 0, -50], [0, 4.0, 0, -30], [0, 0, 3.0, 10], [0, 0, 0, 1]])
+
+
+def _scan() -> Scan:
+    draw = np.random.default_rng(0)
+    label = np.zeros((32, 28, 5), np.uint8)
+    label[5:9, 12:16, 1:4] = 1  # low x is the patient's left in no world, but a mirror does not mind
+    label[22:27, 11:16, 1:4] = 2
+    label[15:18, 8:11, :] = 3
+    image = (draw.normal(0, 10, label.shape) + 100 * (label > 0)).astype(np.int16)
+    return Scan(image, label, AFFINE, OBJECTS)
+
+
+def test_the_mirror_exchanges_sides_in_picture_and_names():
+    scan, made = _scan(), mirrored(_scan(), 0)
+    assert np.array_equal(made.image, scan.image[::-1])
+    assert np.array_equal(made.label == 1, (scan.label == 2)[::-1])
+    assert np.array_equal(made.label == 2, (scan.label == 1)[::-1])
+    assert np.array_equal(made.label == 3, (scan.label == 3)[::-1])
+    again = mirrored(made, 0)
+    assert np.array_equal(again.label, scan.label)
+    assert other_side("Right kidney") == "left kidney"
+    assert other_side("spine") == "spine"
+
+
+@pytest.mark.parametrize("mm", [1.0, 2.0, 3.0, 8.0])
+def test_resampling_keeps_the_outer_edges(mm):
+    scan, made = _scan(), resampled(mm)(_scan(), 0)
+    assert made.image.shape == made.label.shape
+    for corner in (0, 1):
+        ends = [s.affine @ [*(corner * np.array(s.image.shape) - 0.5), 1] for s in (scan, made)]
+        assert np.allclose(*ends)
+    volumes = [[(s.label == v).sum() * abs(np.linalg.det(s.affine)) for v in OBJECTS] for s in (scan, made)]
+    if mm in (1.0, 2.0):
+        assert np.allclose(*volumes)  # each pixel becomes a whole number of them
+    assert abs(float(made.image.mean()) - float(scan.image.mean())) < 2
+
+
+def test_a_field_of_view_holds_the_organs_at_their_place():
+    scan, made = _scan(), field_of_view(100.0, 2.0)(_scan(), 0)
+    assert made.image.shape == (50, 50, 5)
+    place = np.argwhere(made.label == 1).mean(axis=0)
+    world = made.affine @ [*place, 1]
+    assert np.allclose(world, scan.affine @ [*np.argwhere(scan.label == 1).mean(axis=0), 1])
+
+
+def test_shifts_reach_the_border_and_lose_nothing():
+    scan = _scan()
+    starts = []
+    for number in range(40):
+        made = shifted(3)(scan, number)
+        assert (made.label > 0).sum() == (scan.label > 0).sum()
+        assert np.array_equal(made.image[made.label > 0], scan.image[scan.label > 0])
+        starts.append(np.argwhere(made.label > 0).min(axis=0)[0])
+    assert np.array_equal(shifted(3)(scan, 7).image, shifted(3)(scan, 7).image)
+    assert min(starts) == 0
+    assert max(starts) == 32 - 22
+    assert (made.image == 0).any()
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    scan = _scan()
+    for name, array in (("image", scan.image), ("label", scan.label)):
+        save_nifti(tmp_path / f"{name}s" / "a.nii.gz", *in_orientation(array, AFFINE, "LPS"))
+    item = {"image": "images/a.nii.gz", "label": "labels/a.nii.gz", "patient": "p1"}
+    content = {"name": "two kidneys", "modality": "CT", "labels": OBJECTS, "window": [0, 255], "spacing": "unknown"}
+    return write_json(tmp_path / "dataset.json", {**content, "validation": [item]})
+
+
+def test_written_and_read_again(dataset, tmp_path):
+    cases = load_cases(dataset, "validation")
+    assert cases[0]["spacing_known"] is False
+    folder = write_derived(cases, unchanged, tmp_path / "derived")
+    write_derived(cases, unchanged, tmp_path / "derived")  # again: its own place
+    (case,) = load_cases(folder, "validation")
+    scan = read_scan(case)
+    assert np.array_equal(scan.label, _scan().label)
+    assert np.allclose(scan.affine, AFFINE)
+    assert nib.aff2axcodes(nib.load(case["image"]).affine) == ("R", "A", "S")
+    for key in ("patient", "window", "modality", "dataset", "spacing_known"):
+        assert case[key] == cases[0][key]
+    (listed,) = load_cases(write_datalist(cases, tmp_path / "list.json"), "validation")
+    assert listed == cases[0]
+
+
+def test_a_folder_of_another_origin_is_left_alone(dataset):
+    with pytest.raises(InputError, match="holds no derived dataset"):
+        write_derived(load_cases(dataset, "validation"), unchanged, dataset.parent)
+
+
+def test_a_spacing_that_is_a_number_is_refused(dataset, tmp_path):
+    item = {"image": "a", "label": "b", "labels": OBJECTS, "spacing": 2}
+    write_json(tmp_path / "bad.json", {"training": [item]})
+    with pytest.raises(InputError, match='`spacing` may only be "unknown"'):
+        load_cases(tmp_path / "bad.json", "training", validation_share=0)
