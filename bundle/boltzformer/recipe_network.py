@@ -14,6 +14,7 @@ from torch import nn
 # the modules whose classes a definition may name
 from boltzformer.errors import InputError
 from boltzformer.networks import boltzformer as _boltzformer  # noqa: F401
+from boltzformer.networks.baselines import sam as _sam  # noqa: F401
 from boltzformer.networks.definition import DEFINED_CLASSES, as_data
 from boltzformer.recipe import Recipe, check_override
 from boltzformer.settings import nearest
@@ -24,7 +25,7 @@ FREE = frozenset({"seed", "batch_invariant", "fold_semantic_map", "default_promp
 """Arguments that a run may set as it likes: they are no part of what was trained."""
 START_ONLY = frozenset({"weights", "pretrained"})
 """Arguments that say where a new network's weights come from; a checkpoint has its own."""
-NETWORK_TYPE = "BoltzFormer"
+NETWORK_TYPES = ("BoltzFormer", "TextPromptedSam", "TextPromptedSam2")
 FOLDER_TYPES = frozenset({"HuggingFaceTextEncoder"})
 """Classes whose `name` is a folder below the bundle's `models/`."""
 
@@ -49,8 +50,9 @@ def build_network(recipe: Recipe, **given: Any) -> nn.Module:
         base = shipped_definition(recipe.bundle_root)
     else:
         _check_conflicts(wanted, base, recipe, "network_def")
-    if base.get("type") != NETWORK_TYPE:
-        raise InputError(f"{recipe.checkpoint}: its recipe describes a {base.get('type')!r}, not a {NETWORK_TYPE}.")
+    if base.get("type") not in NETWORK_TYPES:
+        known = ", ".join(NETWORK_TYPES)
+        raise InputError(f"{recipe.checkpoint}: its recipe describes a {base.get('type')!r}; known are {known}.")
     network = construct(_merge(base, wanted), recipe.bundle_root / "models")
     assert isinstance(network, nn.Module)
     return network

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-from boltzformer.errors import InputError
 
 from .attention.layer import Form
 from .attention.patches import Patches
@@ -22,61 +17,15 @@ from .features import ImageFeatures
 from .image_encoder import ImageEncoder
 from .noise import Noise, SeededNoise, fresh_noise
 from .pigma import PiGMA, mean_mask
-from .pixel_decoder import PixelDecoder
-from .semantic_map import EXPECTED_PROMPTS, MapForm, foldable, folding_pays, semantic_map_of
+from .prompted import Decoded, Prediction, PromptedNetwork
+from .semantic_map import MapForm, foldable, folding_pays, semantic_map_of
 from .text_encoder import TextEncoder, TextFeatures
 
-
-@dataclass(frozen=True)
-class Decoded:
-    """What B prompts found.
-
-    Attributes:
-        logits: of the mask, (B, 1, H, W), float32.
-        existence: logit that the object is in the slice, (B,), float32; None without an existence head.
-        queries: query embeddings after the last layer, (B, m, d).
-        query_masks: the queries' own mask logits, (B, m, h, w) at the semantic map.
-        layer_masks: see `decoder.DecoderResult`; None unless asked for.
-        layer_sets: likewise.
-    """
-
-    logits: Tensor
-    existence: Tensor | None
-    queries: Tensor
-    query_masks: Tensor
-    layer_masks: tuple[Tensor, ...] | None = None
-    layer_sets: tuple[Tensor | None, ...] | None = None
-
-    @staticmethod
-    def concatenate(parts: Sequence[Decoded]) -> Decoded:
-        """Join what was decoded one by one."""
-        if len(parts) == 1:
-            return parts[0]
-        return Decoded(
-            torch.cat([part.logits for part in parts]),
-            _cat_all([part.existence for part in parts]),
-            torch.cat([part.queries for part in parts]),
-            torch.cat([part.query_masks for part in parts]),
-            _cat_layers([part.layer_masks for part in parts]),  # type: ignore[arg-type]
-            _cat_layers([part.layer_sets for part in parts]),
-        )
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """P prompts on B slices.
-
-    Attributes:
-        logits: of the masks, (B, P, H, W), float32.
-        existence: logits that the objects are there, (B, P), float32; None without an existence head.
-    """
-
-    logits: Tensor
-    existence: Tensor | None
+__all__ = ["BoltzFormer", "Decoded", "Prediction"]
 
 
 @remember_definition
-class BoltzFormer(nn.Module):
+class BoltzFormer(PromptedNetwork):
     """Text-prompted segmentation of small objects by Boltzmann attention sampling (CVPR 2025).
 
     In training every example draws its attention sets afresh. In evaluation the draw is seeded and the same for every
@@ -133,22 +82,20 @@ class BoltzFormer(nn.Module):
         fold_semantic_map: bool | None = None,
         plain: bool = False,
     ) -> None:
-        super().__init__()
-        self.image_size = _check_image_size(image_size)
         check_width(dim, num_heads)
-        self.default_prompt, self.seed = default_prompt, seed
-        self.batch_invariant, self.fold_semantic_map, self.plain = batch_invariant, fold_semantic_map, plain
-        self.image_encoder = image_encoder
-        self.text_encoder = text_encoder
-        self.text_projection = nn.Linear(text_encoder.width, dim)
-        self.pixel_decoder = PixelDecoder(
-            image_encoder.channels,
+        super().__init__(
+            image_encoder,
+            text_encoder,
+            image_size,
             dim,
             num_heads,
             feedforward_dim,
             encoder_layers,
-            norm_groups=math.gcd(32, dim),
+            default_prompt,
+            seed,
+            batch_invariant,
         )
+        self.fold_semantic_map, self.plain = fold_semantic_map, plain
         self.mask_features = nn.Conv2d(dim, dim, kernel_size=3, padding=1)
         form: Form = "plain" if plain else "auto"
         self.decoder = BoltzFormerDecoder(
@@ -165,109 +112,19 @@ class BoltzFormer(nn.Module):
         self.existence = ExistenceHead(dim, num_heads) if existence else None
         self._seeded_noise = SeededNoise()
 
-    def forward(
-        self, image: Tensor, text: Sequence[str] | TextFeatures | None = None, everything: bool = False
-    ) -> Tensor | Decoded:
-        """Segment K objects in each slice.
-
-        Args:
-            image: (S, C, H, W) in [0, 1], C = 1 or 3 (three neighbouring slices), any H and W.
-            text: S·K prompts, a slice's side by side, or their encoding from `encode_text`; None takes the
-                default prompt.
-            everything: return all that a loss may ask for, with the layers' masks.
-
-        Returns:
-            Mask logits, (S·K, 1, H, W), float32; or with `everything` a `Decoded`.
-
-        Raises:
-            InputError: a prompt is empty or not text, their number is no multiple of the slices', or the image's shape
-                does not fit.
-        """
-        if text is None:
-            text = [self.default_prompt] * image.shape[0]
-        if not isinstance(text, TextFeatures):
-            text = self.encode_text(text)
-        features = self.encode_image(image, max(1, len(text) // max(1, image.shape[0])))
-        decoded = self.decode(features, text, keep_masks=everything)
-        return decoded if everything else decoded.logits
-
-    def predict(self, image: Tensor, prompts: Sequence[str] | TextFeatures, seed: int | None = None) -> Prediction:
-        """Segment P objects in every slice; each slice and each prompt is encoded once.
-
-        Args:
-            image: (B, C, H, W) as in `forward`.
-            prompts: P prompts or their encoding.
-            seed: of the draw, instead of the network's.
-        """
-        text = prompts if isinstance(prompts, TextFeatures) else self.encode_text(prompts)
-        features = self.encode_image(image)
-        found = [self.decode(features[b : b + 1], text, seed=seed) for b in range(len(features))]
-        logits = torch.cat([one.logits.transpose(0, 1) for one in found])
-        existence = _cat_all([None if one.existence is None else one.existence[None] for one in found])
-        return Prediction(logits, existence)
-
-    def segment(self, image: Tensor, prompts: Sequence[str] | TextFeatures, seed: int | None = None) -> Tensor:
-        """The mask logits of `predict`, (B, P, H, W), float32."""
-        return self.predict(image, prompts, seed).logits
-
-    def encode_text(self, prompts: Sequence[str]) -> TextFeatures:
-        """Token embeddings of prompts, (P, N_T, width), with their padding mask."""
-        return self.text_encoder(prompts)
-
-    def encode_image(self, image: Tensor, prompts: int = 1) -> ImageFeatures:
-        """Encode slices, (S, C, H, W) in [0, 1], for any number of prompts.
-
-        Args:
-            image: the slices.
-            prompts: of a slice, in training, to choose the faster of two ways. In evaluation it has no effect: a mask
-                does not depend on how many others are asked for.
-        """
-        if image.dim() != 4 or image.shape[1] not in (1, 3):
-            raise InputError(f"An image batch must be (B, 1 or 3, H, W), not {tuple(image.shape)}.")
-        prompts = prompts if self.training else EXPECTED_PROMPTS
-        if self._one_by_one() and image.shape[0] > 1:
-            return ImageFeatures.concatenate([self._encode(one, prompts) for one in image.split(1)])
-        return self._encode(image, prompts)
-
-    def decode(
+    def _decode(
         self,
         features: ImageFeatures,
         text: TextFeatures,
-        size: tuple[int, int] | None = None,
-        noise: Noise | None = None,
-        seed: int | None = None,
-        keep_masks: bool = False,
-        keep_sets: bool = False,
+        noise: Noise | None,
+        seed: int | None,
+        keep_masks: bool,
+        keep_sets: bool,
     ) -> Decoded:
-        """Find the objects of B prompts in S slices, B / S prompts for each slice, side by side.
-
-        Args:
-            features: S encoded slices.
-            text: B encoded prompts.
-            size: height and width of the result; None for the input's.
-            noise: the draw's noise for each layer, (1 or B, sets a query, m, patches); None draws it.
-            seed: of the draw in evaluation, instead of the network's.
-            keep_masks: return the layers' masks too.
-            keep_sets: return the attention sets too, at the grids of `attention_grids`.
-        """
-        slices, prompts = len(features), len(text)
-        if prompts % slices:
-            raise InputError(f"{slices} slices came with {prompts} prompts; give as many prompts for each slice.")
-        size = size or features.input_size
-        keep = (keep_masks, keep_sets)
-        if self._one_by_one() and prompts > 1:
-            parts = []
-            for b in range(prompts):
-                s = b * slices // prompts
-                parts.append(self.decode(features[s : s + 1], text[b : b + 1], size, _rows(noise, b), seed, *keep))
-            return Decoded.concatenate(parts)
         if noise is None:
-            noise = self._draw(prompts, features.semantic_map.maps.device, seed)
-        text = text[:]  # without padding that no prompt of this batch needs
+            noise = self._draw(len(text), features.semantic_map.maps.device, seed)
         padded = len(set(text.lengths)) > 1
-        decoded = self.core(features, text.tokens, text.mask if padded else None, noise, *keep)
-        logits = F.interpolate(decoded.logits.float(), size=size, mode="bilinear", align_corners=False)
-        return replace(decoded, logits=logits)
+        return self.core(features, text.tokens, text.mask if padded else None, noise, keep_masks, keep_sets)
 
     def core(
         self,
@@ -291,18 +148,9 @@ class BoltzFormer(nn.Module):
             existence = self.existence(result.queries, text, token_mask, features.scales[:2], logits)
         return Decoded(logits, existence, result.queries, masks, result.layer_masks, result.layer_sets)
 
-    def attention_grids(self) -> list[tuple[int, int]]:
-        """(height, width) of the three patch grids, coarse to fine."""
-        return [(self.image_size[0] // s, self.image_size[1] // s) for s in (32, 16, 8)]
-
     def _encode(self, image: Tensor, prompts: int) -> ImageFeatures:
         input_size = (int(image.shape[-2]), int(image.shape[-1]))
-        image = image.float()
-        if input_size != self.image_size:
-            shrinks = input_size[0] > self.image_size[0] or input_size[1] > self.image_size[1]
-            image = F.interpolate(image, size=self.image_size, mode="bilinear", align_corners=False, antialias=shrinks)
-        image = image.to(self.image_encoder.mean.dtype).expand(-1, 3, -1, -1)
-        image = self.image_encoder.normalise(image)
+        image = self._working_image(image)
         scales, finest = self.pixel_decoder(self.image_encoder(image))
         form = self._map_form(finest, prompts)
         semantic_map = semantic_map_of(finest, self.mask_features, self.attention_grids(), form)
@@ -331,35 +179,3 @@ class BoltzFormer(nn.Module):
         if self.training and seed is None:
             return fresh_noise(batch, sets, queries, patches, device)
         return self._seeded_noise(self.seed if seed is None else seed, sets, queries, patches, device)
-
-    def _one_by_one(self) -> bool:
-        return self.batch_invariant and not self.training
-
-
-def _cat_all(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """All of them joined, or None where there are none."""
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None
-
-
-def _cat_layers(parts: Sequence[tuple[Tensor | None, ...] | None]) -> tuple[Tensor | None, ...] | None:
-    """The same layer of every part joined, for each layer."""
-    layers = [part for part in parts if part is not None]
-    return tuple(_cat_all(same) for same in zip(*layers, strict=True)) if layers else None
-
-
-def _rows(noise: Noise | None, index: int) -> Noise | None:
-    """Noise of one example; a field of one row is shared."""
-    if noise is None:
-        return None
-    return [layer if layer.shape[0] == 1 else layer[index : index + 1] for layer in noise]
-
-
-def _check_image_size(image_size: int | Sequence[int]) -> tuple[int, int]:
-    sizes = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
-    if len(sizes) != 2:
-        raise InputError(f"image_size={image_size} must be one number or height and width.")
-    height, width = sizes
-    if height < 32 or width < 32 or height % 32 or width % 32:
-        raise InputError(f"image_size={image_size} must be a multiple of 32, at least 32.")
-    return height, width

@@ -60,6 +60,8 @@ class DecodedLoss(nn.Module):
         seen = present if self.existence_weight else torch.ones_like(present)
         loss = self._masked(found.logits, label, seen)
         if self.layer_loss_weight:
+            if found.layer_masks is None:
+                raise InputError("layer_loss_weight is above 0, but this network's layers have no masks: set it to 0.")
             terms = []
             for masks in found.layer_masks:
                 coverage = F.adaptive_avg_pool2d(label, tuple(masks.shape[-2:]))
