@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LABEL_VENV ?= .venv-label
 DEPLOY_VENV ?= .venv-deploy
 
-.PHONY: help install install-dev install-label install-deploy demo test test-slow test-label test-deploy lint hooks clean
+.PHONY: help install install-dev install-label install-deploy demo test test-slow test-label test-deploy test-nnunet lint hooks clean
 
 help:
 	@echo "make demo        install, then train, evaluate and infer a small network on phantoms (CPU, minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-label  MONAI Label: its environment in $(LABEL_VENV), then its server and client with this bundle"
 	@echo "make test-deploy MONAI Deploy: its environment in $(DEPLOY_VENV), then its operators with this bundle"
 	@echo "make install-label, make install-deploy   only these environments"
+	@echo "make test-nnunet nnU-Net v2 in an environment of its own (6 GB more) trains an epoch and is scored here"
 	@echo "make lint        ruff and mypy"
 	@echo "make install     only the package and what it needs, in $(VENV)"
 	@echo "make hooks       check each commit before it is made (pre-commit)"
@@ -67,6 +68,15 @@ test-label: install-label
 
 test-deploy: install-deploy
 	$(DEPLOY_VENV)/bin/python -m pytest tests/apps/test_deploy_app.py
+
+# nnU-Net pins packages of its own, so it never shares an environment with this project.
+.venv-nnunet/.installed:
+	test -x .venv-nnunet/bin/python || $(PYTHON) -m venv .venv-nnunet
+	.venv-nnunet/bin/python -m pip install --quiet --disable-pip-version-check "nnunetv2==2.8.1" "torch==2.12.1"
+	touch $@
+
+test-nnunet: install-dev .venv-nnunet/.installed
+	NNUNET_ENVIRONMENT=$(CURDIR)/.venv-nnunet $(BIN)/python -m pytest tests/apps/test_nnunet.py
 
 lint: install-dev
 	$(BIN)/ruff check .
