@@ -18,9 +18,11 @@ from boltzformer.apps.experiment_plan import plan_runs, read_table
 from boltzformer.apps.experiment_runs import Step
 from boltzformer.data.phantom import write_phantoms
 from boltzformer.errors import InputError
+from PIL import Image
 
 from tests.support import BUNDLE, SMALL_NETWORK, write_json
 
+FIGURES = sorted((BUNDLE / "configs" / "figures").glob("*.json"))
 TABLES = sorted((BUNDLE / "configs" / "tables").glob("*.json"))
 # cross-entropy would teach an empty mask first, and tables of zeros show nothing
 DICE_ALONE = {"loss#mask_loss#lambda_ce": 0.0}
@@ -219,10 +221,16 @@ def test_the_array_job_has_one_task_for_each_missing_run(data, tmp_path, monkeyp
         ({"columns": ["third"]}, {}, "column 'third' is none of"),
         ({"datasets": ["third"]}, {}, "third: no such dataset"),
         ({"section": "test"}, {}, "has no `test` list"),
+        ({"rows": [{"label": "a", "scores": {"file": "x"}}]}, {}, "must have `files`"),
+        ({"rows": [{"label": "a", "scores": {"files": ["x"]}, "overlays": []}]}, {}, "drop one"),
+        ({"figure": {"kind": "pie"}}, {}, "one of sampled_patches"),
         ({}, {"device": "gpu"}, "'gpu' is no device"),
         ({}, {"only": ["0000"]}, "has no run 0000"),
     ],
-    ids=["rows", "key", "twice", "paper", "overlay", "column", "dataset", "section", "device", "only"],
+    ids=[
+        *("rows", "key", "twice", "paper", "overlay", "column", "dataset", "section"),
+        *("files", "both", "figure", "device", "only"),
+    ],
 )
 def test_mistakes_are_found_before_anything_is_run(data, tmp_path, changes, options, message):
     with pytest.raises(InputError, match=message):
@@ -237,11 +245,99 @@ def test_shipped_tables_name_files_that_are_there():
         table = read_table(path)
         assert len(table.datasets) == 7
         for row in table.rows:
-            assert row.paper or row.overlays
+            assert row.paper or row.overlays or row.scores
             for overlay in row.overlays or ():
                 assert (BUNDLE / overlay).is_file()
                 ablations.add(overlay)
-    assert {f"configs/ablation/{f.name}" for f in (BUNDLE / "configs" / "ablation").glob("*.json")} <= ablations
+    for folder in ("ablation", "baseline"):
+        assert {f"configs/{folder}/{f.name}" for f in (BUNDLE / "configs" / folder).glob("*.json")} <= ablations
+
+
+def test_shipped_figures_show_runs_of_the_tables(tmp_path):
+    kinds = set()
+    item = {"image": "a.nii.gz", "label": "b.nii.gz"}
+    keys = set()
+    for path in (*TABLES, *FIGURES):
+        table = read_table(path)
+        for name in table.datasets:
+            lists = {section: [item] for section in ("training", "validation", "test")}
+            write_json(tmp_path / name / "dataset.json", {"labels": {"1": "x"}, **lists})
+        found = {run.key for runs in plan_runs(table, tmp_path, BUNDLE, device="cuda").values() for run in runs}
+        if path in TABLES:
+            assert table.figure is None
+            keys |= found
+        else:
+            kinds.add(table.figure["kind"])
+            assert found <= keys, path.name
+    assert kinds == {"sampled_patches", "comparison", "failures"}
+
+
+def test_scores_of_another_program_are_a_row(done, data, tmp_path):
+    """Its file in a layout of its own: other names, areas in pixels, no patient; one dataset of two."""
+    lines = ["set,file,dice_theirs,pixels", "FIRST,a.png,0.5,100", "FIRST,b.png,0.7,20", "OTHER,c.png,0.0,20"]
+    file = data / "theirs" / "scores.csv"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("\n".join(lines) + "\n")
+    scores = {
+        "files": ["theirs/scores.csv"],
+        "columns": {"dataset": "set", "case": "file", "dice": "dice_theirs", "area_pixels": "pixels"},
+        "slice_pixels": 4096,
+        "datasets": {"FIRST": "first"},
+    }
+    own = next((done["out"] / "runs").glob("*/evaluate/slices.csv"))
+    (data / "own.csv").write_bytes(own.read_bytes())
+    rows = [
+        {"label": "theirs", "scores": scores},
+        {"label": "ours again", "scores": {"files": ["own.csv"]}},
+        {"label": "absent", "scores": {"files": ["theirs/none.csv"]}, "paper": {"mean": 60.0}},
+    ]
+    assert run_table(_table(tmp_path, rows=rows), data, tmp_path / "out") == []
+    cells = _csv({"out": tmp_path / "out"})
+    assert cells["theirs", "measured", "first"] == pytest.approx(60)
+    assert cells["theirs", "measured", "small"] == pytest.approx(70)  # 20 of 4096 pixels are below 1 %
+    measured = json.loads((own.parents[1] / "result.json").read_text())["label"]
+    assert cells["ours again", "measured", "mean"] == pytest.approx(_csv_of(done)[measured])
+    markdown = (tmp_path / "out" / "mini.md").read_text()
+    assert "theirs: mean over 1 of 2 datasets" in markdown
+    assert "absent: its scores are not there" in markdown
+    assert "60.0 [" not in markdown  # slices without patients give no interval
+    file.write_text("\n".join([*lines, "FIRST,d.png,83,20"]))
+    with pytest.raises(InputError, match="line 5: a Dice of 83"):
+        run_table(_table(tmp_path, rows=rows), data, tmp_path / "out")
+    file.write_text("set,file\nFIRST,a.png\n")
+    with pytest.raises(InputError, match="has no column 'dice_theirs'"):
+        run_table(_table(tmp_path, rows=rows), data, tmp_path / "out")
+
+
+def _csv_of(done: dict[str, Any]) -> dict[str, float]:
+    """Means of the two rows, computed from their scored slices."""
+    means = {}
+    for file in (done["out"] / "runs").glob("*/result.json"):
+        by_dataset: dict[str, list[float]] = {}
+        for row in csv.DictReader((file.parent / "evaluate" / "slices.csv").open()):
+            by_dataset.setdefault(row["dataset"], []).append(100 * float(row["dice"]))
+        means[json.loads(file.read_text())["label"]] = float(np.mean([np.mean(v) for v in by_dataset.values()]))
+    return means
+
+
+@pytest.mark.parametrize("kind", ["sampled_patches", "comparison", "failures"])
+def test_figures_are_drawn_from_finished_runs(done, tmp_path, kind):
+    nothing = Launcher()
+    table = _table(tmp_path, figure={"kind": kind, "count": 2})
+    settings = {key: done[key] for key in ("data", "out", "overlays")}
+    assert run_table(table, **settings, launcher=nothing) == []
+    assert nothing.steps == []
+    pictures = ["mini.png"] if kind == "comparison" else ["mini_boltzmann.png", "mini_full.png"]
+    captions = (done["out"] / "mini.md").read_text()
+    for name in pictures:
+        with Image.open(done["out"] / name) as picture:
+            assert picture.size[1] > 500  # two slices
+        assert f"({name})" in captions
+    if kind == "failures":
+        rows = next((done["out"] / "runs").glob("*/evaluate/slices.csv"))
+        dice = [float(row["dice"]) for row in csv.DictReader(rows.open())]
+        assert f"{sum(value < 0.01 for value in dice)} of {len(dice)} slices missed" in captions
+    assert "Not the paper's budget: budget.json" in captions
 
 
 @pytest.mark.slow
@@ -267,6 +363,6 @@ def test_shipped_tables_can_be_planned_and_share_the_default_run(tmp_path):
         planned = plan_runs(table, tmp_path, BUNDLE, device="cuda")
         keys[path.stem] = [run.key for runs in planned.values() for run in runs]
     assert keys["table1"] == keys["table2"]
-    assert [len(set(keys[f"table{i}"])) for i in range(1, 9)] == [3, 3, 3, 4, 4, 4, 2, 2]
+    assert [len(set(keys[f"table{i}"])) for i in range(1, 9)] == [6, 6, 3, 4, 4, 4, 2, 2]
     shared = set.intersection(*(set(keys[f"table{i}"]) for i in range(3, 9)))
     assert len(shared) == 1

@@ -157,7 +157,7 @@ def test_nnunet_itself_trains_an_epoch_and_is_scored(phantoms, tmp_path):
         "NNUNET_ENVIRONMENT": ENVIRONMENT,
         "nnUNet_extTrainer": str(tmp_path / "trainers"),
         "nnUNet_compile": "f",
-        "nnUNet_n_proc_DA": "0",
+        "nnUNet_n_proc_DA": "1",
     }
     for command in (
         ["convert", str(phantoms), str(tmp_path)],

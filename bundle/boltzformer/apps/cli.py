@@ -8,20 +8,24 @@ from boltzformer.apps import (
     cache,
     calibrate,
     convert,
+    cost,
     demo,
     doctor,
+    dynunet,
     evaluate_bundle,
     evaluate_predictions,
     experiment,
     export,
     info,
     label_server,
+    nnunet,
     phantoms,
     prepare,
     proof,
     publish,
     runs,
     segment,
+    small_proof,
     statistics,
     trace,
 )
@@ -44,6 +48,10 @@ app.command("label-server")(label_server.main)
 app.add_typer(prepare.app, name="prepare")
 app.command("cache")(cache.main)
 app.command("experiment")(experiment.main)
+app.add_typer(nnunet.app, name="nnunet")
+app.command("dynunet")(dynunet.main)
+app.command("small-proof")(small_proof.main)
+app.command("cost")(cost.main)
 app.command("evaluate-bundle")(evaluate_bundle.main)
 app.command("evaluate-predictions")(evaluate_predictions.main)
 app.add_typer(proof.app, name="proof")

@@ -1,4 +1,4 @@
-"""`boltzformer experiment`: a table of the paper from its JSON; runs what is missing, then prints the table."""
+"""`boltzformer experiment`: a table or figure of the paper from its JSON; runs what is missing, then makes it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 import typer
 
 from boltzformer.apps.console import one_line_errors, print_error
+from boltzformer.apps.experiment_figures import draw_figure
 from boltzformer.apps.experiment_plan import plan_runs, read_table
 from boltzformer.apps.experiment_runs import Launcher, execute, is_finished, launch, write_slurm
 from boltzformer.apps.experiment_tables import collect, describe_budget, write_table
@@ -20,7 +21,7 @@ BUNDLE = Path(__file__).resolve().parents[2]
 
 
 def main(
-    table: Annotated[Path, typer.Argument(help="Such as configs/tables/table3.json.")],
+    table: Annotated[Path, typer.Argument(help="Such as configs/tables/table3.json, or a figure.")],
     data: Annotated[Path, typer.Option(help="Folder of the prepared datasets.")],
     out: Annotated[Path, typer.Option(help="Folder of the tables; the runs lie below it in `runs`.")] = Path(
         "experiments"
@@ -37,7 +38,7 @@ def main(
         Path | None, typer.Option("--write-slurm", help="Write an array job of the missing runs here; run nothing.")
     ] = None,
 ) -> None:
-    """Train and evaluate every row of a table that has no result yet, then write the table.
+    """Train and evaluate every row of a table that has no result yet, then write the table, or draw the figure.
 
     Ends with code 1, after all other runs, if one failed. Started again it goes on: finished runs are not repeated, in
     this table or in another that has the same run.
@@ -108,9 +109,12 @@ def run_table(
         except InputError as error:
             failures.append(f"{run.label}, seed {run.seed}: {error}")
     if not only:  # of the tasks of an array, none has all
-        lines = collect(content, planned, runs_dir)
-        written = write_table(content, lines, out, describe_budget(content, overlays, _settings(overlays), device))
-        print(written["md"].read_text(encoding="utf-8"))
+        budget = describe_budget(content, overlays, _settings(overlays), device)
+        if content.figure is None:
+            written = write_table(content, collect(content, planned, runs_dir, data), out, budget)
+            print(written["md"].read_text(encoding="utf-8"))
+        else:
+            written = draw_figure(content, planned, runs_dir, BUNDLE, out, device, budget)
         print(f"Written: {', '.join(str(path) for path in written.values())}")
     return failures
 

@@ -19,8 +19,10 @@ from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
 from boltzformer.metrics.summary.protocol import GROUPS
 
-_TABLE_KEYS = {"title", "note", "datasets", "section", "columns", "overlays", "settings", "rows"}
-_ROW_KEYS = {"label", "overlays", "settings", "paper", "note"}
+_TABLE_KEYS = {"title", "note", "datasets", "section", "columns", "overlays", "settings", "rows", "figure"}
+_ROW_KEYS = {"label", "overlays", "settings", "paper", "note", "scores"}
+_SCORE_KEYS = {"files", "columns", "datasets", "slice_pixels"}
+FIGURES = ("sampled_patches", "comparison", "failures")
 _MULTI = {"train": "configs/multi_gpu_train.json", "evaluate": "configs/multi_gpu_evaluate.json"}
 
 
@@ -34,6 +36,8 @@ class TableRow:
         settings: config keys and values on top of the overlays.
         paper: published numbers in %, by column.
         note: printed below the table.
+        scores: of another program, slice by slice, in place of a run: `files` below the data folder, and the other
+            arguments of `boltzformer.metrics.summary.slice_scores.read_slice_scores`.
     """
 
     label: str
@@ -41,6 +45,7 @@ class TableRow:
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    scores: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class Table:
         columns: any of the datasets, `mean`, `small`, `large` and `missed`.
         overlays, settings: below those of every row.
         rows: in order.
+        figure: in place of a table, a figure of the finished runs: its `kind`, one of `FIGURES`, and the `count` of
+            slices; None for a table.
     """
 
     name: str
@@ -66,6 +73,7 @@ class Table:
     overlays: tuple[str, ...]
     settings: Mapping[str, Any]
     rows: tuple[TableRow, ...]
+    figure: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ def read_table(path: str | Path, datasets: Sequence[str] = (), section: str | No
         tuple(content.get("overlays", ())),
         dict(content.get("settings", {})),
         rows,
+        _figure(content.get("figure"), str(path)),
     )
 
 
@@ -249,6 +258,18 @@ def _dataset(data: Path, name: str, section: str) -> Path:
     return folder.resolve()
 
 
+def _figure(figure: Any, where: str) -> dict[str, Any] | None:
+    if figure is None:
+        return None
+    if not isinstance(figure, dict) or figure.get("kind") not in FIGURES:
+        raise InputError(f"{where}: `figure` must have a `kind`, one of {', '.join(FIGURES)}.")
+    _check_keys(figure, {"kind", "count"}, f"{where}, figure")
+    count = figure.get("count", 6)
+    if not isinstance(count, int) or count < 1:
+        raise InputError(f"{where}, figure: `count` must be a whole number, 1 or more.")
+    return {"kind": figure["kind"], "count": count}
+
+
 def _row(row: Any, where: str) -> TableRow:
     if not isinstance(row, dict) or not isinstance(row.get("label"), str):
         raise InputError(f"{where}: expected an object with a `label`.")
@@ -257,7 +278,14 @@ def _row(row: Any, where: str) -> TableRow:
     if not isinstance(paper, dict) or not all(isinstance(value, int | float) for value in paper.values()):
         raise InputError(f"{where}: `paper` must map columns to numbers in %.")
     overlays = None if "overlays" not in row else tuple(row["overlays"])
-    return TableRow(row["label"], overlays, dict(row.get("settings", {})), paper, str(row.get("note", "")))
+    scores = row.get("scores")
+    if scores is not None:
+        if not isinstance(scores, dict) or not isinstance(scores.get("files"), list) or not scores["files"]:
+            raise InputError(f"{where}: `scores` must have `files`, a list of CSV files below the data folder.")
+        if overlays is not None:
+            raise InputError(f"{where}: has `overlays`, so it is run here, and `scores`, so it is not; drop one.")
+        _check_keys(scores, _SCORE_KEYS, f"{where}, scores")
+    return TableRow(row["label"], overlays, dict(row.get("settings", {})), paper, str(row.get("note", "")), scores)
 
 
 def _check_keys(content: Mapping[str, Any], known: set[str], where: str) -> None:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boltzformer.apps.experiment_plan import Run, Table
+from boltzformer.apps.experiment_plan import Run, Table, TableRow
 from boltzformer.apps.experiment_runs import ROWS, is_finished
+from boltzformer.json_file import read_json
 from boltzformer.metrics.files import read_csv, write_csv, write_text
 from boltzformer.metrics.summary.protocol import table_values
+from boltzformer.metrics.summary.slice_scores import read_slice_scores
 
 _CSV = ("row", "source", "column", "value", "low", "high", "sd", "n", "patients", "datasets", "seeds")
 _HEADINGS = {"mean": "mean", "small": "small (< 1 %)", "large": "large (>= 1 %)", "missed": "missed"}
@@ -33,19 +35,26 @@ class Line:
     note: str
 
 
-def collect(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path) -> list[Line]:
-    """Read the results of all finished runs.
+def collect(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path, data: Path) -> list[Line]:
+    """Read the results of all finished runs, and other programs' scores.
 
     Args:
         table: the table.
         planned: row label to its runs, from `plan_runs`.
         runs_dir: folder of the runs.
+        data: folder of the datasets, and of other programs' scores.
 
     Returns:
         a line for each row; without cells where no run is finished.
+
+    Raises:
+        InputError: a file of scores that cannot be read.
     """
     lines = []
     for row in table.rows:
+        if row.scores is not None:
+            lines.append(_scored_elsewhere(row, table, data))
+            continue
         done = [run for run in planned[row.label] if is_finished(run, runs_dir)]
         cells = table_values([read_csv(runs_dir / run.key / ROWS) for run in done]) if done else {}
         by_folder = _by_folder(cells, done)
@@ -97,6 +106,24 @@ def describe_budget(table: Table, overlays: Sequence[str], settings: Mapping[str
     return lines
 
 
+def _scored_elsewhere(row: TableRow, table: Table, data: Path) -> Line:
+    settings = dict(row.scores or {})
+    files = [data / file for file in settings.pop("files")]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        note = f"its scores are not there: {', '.join(missing)}. {row.note}".strip()
+        return Line(row.label, {}, row.paper, 0, 0, note)
+    # by default the names that the datasets call themselves by, and of others nothing
+    own = {dataset_name(data / name): name for name in table.datasets}
+    chosen = settings.pop("datasets", None) or {**own, **{name: name for name in table.datasets}}
+    chosen = {name: wanted for name, wanted in chosen.items() if wanted in table.datasets}
+    rows = [line for file in files for line in read_slice_scores(file, datasets=chosen, **settings)]
+    cells = table_values([rows])
+    note = row.note
+    if "mean" in cells and cells["mean"]["datasets"] < len(table.datasets):
+        note = f"mean over {cells['mean']['datasets']} of {len(table.datasets)} datasets. {note}".strip()
+    return Line(row.label, cells, row.paper, 1, 1, note)
+
+
 def _by_folder(cells: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
     """Cells by the folder's name, which the columns use, where the dataset calls itself otherwise."""
     names = {name: name for name in cells}
@@ -107,8 +134,6 @@ def _by_folder(cells: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
 
 def dataset_name(folder: Path) -> str:
     """The name by which a dataset's cases call it."""
-    from boltzformer.json_file import read_json
-
     return str(read_json(folder / "dataset.json", "dataset.json").get("name") or folder.name)
 
 

@@ -132,20 +132,20 @@ def trace_figure(traces: Sequence[SliceTrace], layers: Sequence[int] = (0, 4, 8)
     grid = figure.subplots(len(traces), columns, squeeze=False)
     for axes, trace in zip(grid, traces, strict=True):
         for axis in axes:
-            axis.imshow(_upright(trace.image), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(upright(trace.image), cmap="gray", vmin=0, vmax=1)
             axis.set_axis_off()
         axes[0].set_title(trace.prompt, fontsize=9)
         axes[1].set_title("truth", fontsize=9)
         if trace.label is not None:
-            _outline(axes[1], trace.label, "lime")
+            outline(axes[1], trace.label, "lime")
         axes[2].set_title("prediction", fontsize=9)
-        _outline(axes[2], trace.probability > 0.5, "orange")
+        outline(axes[2], trace.probability > 0.5, "orange")
         for axis, layer in zip(axes[3:], shown, strict=True):
             one = trace.layers[layer]
             height, width = trace.image.shape
             extent = (-0.5, height - 0.5, width - 0.5, -0.5)
             axis.imshow(
-                _upright(one.frequency),
+                upright(one.frequency),
                 cmap="inferno",
                 alpha=0.65,
                 vmin=0,
@@ -164,11 +164,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _upright(plane: np.ndarray) -> np.ndarray:
+def upright(plane: np.ndarray) -> np.ndarray:
     """A slice in RAS, first axis to the right and second to the front, as radiologists look at it."""
     return np.flip(plane.T, axis=0)[:, ::-1]
 
 
-def _outline(axis: object, mask: np.ndarray, colour: str) -> None:
+def outline(axis: object, mask: np.ndarray, colour: str) -> None:
+    """Draw a mask's edge into a picture that shows an :func:`upright` slice; nothing for an empty mask."""
     if mask.any():
-        axis.contour(_upright(mask).astype(float), levels=[0.5], colors=colour, linewidths=1.2)  # type: ignore[attr-defined]
+        axis.contour(upright(mask).astype(float), levels=[0.5], colors=colour, linewidths=1.2)  # type: ignore[attr-defined]

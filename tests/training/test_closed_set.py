@@ -1,0 +1,82 @@
+"""The network without text: its plan, its loss on what is annotated, and from training to a scored label map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from boltzformer.apps import dynunet
+from boltzformer.data.cases import load_cases
+from boltzformer.data.phantom import write_phantoms
+from boltzformer.errors import InputError
+from boltzformer.metrics.files import read_csv
+from boltzformer.training.closed_set import IGNORED, AnnotatedLoss, ObjectChannelsd, make_network, make_plan, train_for
+from typer import Typer
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("closed") / "set"
+    write_phantoms(folder, num_training=2, num_validation=1, size=(48, 48, 12))
+    return folder
+
+
+def test_the_plan_comes_from_the_training_cases(phantoms):
+    cases = load_cases(phantoms)
+    plan = make_plan(cases, (40, 40, 10))
+    spacings = [nib.load(case["image"]).header.get_zooms() for case in cases]
+    assert plan.spacing == pytest.approx(np.median(spacings, axis=0), rel=1e-5)
+    assert plan.low < plan.mean < plan.high
+    network = make_network(plan, 4)
+    found = network.eval()(torch.zeros(1, 1, *plan.patch))
+    assert found.shape == (1, 3, *plan.patch)
+    with pytest.raises(InputError, match="other labels"):
+        make_plan([cases[0], {**cases[1], "objects": {1: "liver"}}], (40, 40, 10))
+
+
+def test_what_is_not_annotated_costs_nothing(phantoms):
+    cases = load_cases(phantoms)
+    plan = make_plan(cases, (40, 40, 10))
+    label = torch.zeros(1, 4, 4, 4)
+    label[0, :2] = 1
+    channels = ObjectChannelsd("label", plan)({"label": label, "annotated": [2]})["label"]
+    assert [float(channel.max()) for channel in channels] == [1, 0, IGNORED]
+    truth, loss = channels[None], AnnotatedLoss()
+    logits = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    changed = logits.clone()
+    changed[:, 2] += 5
+    assert torch.equal(loss(logits, truth), loss(changed, truth))
+    changed[:, 1] += 5
+    assert loss(changed, truth) > loss(logits, truth)
+    perfect = torch.where(truth > 0, 20.0, -20.0)
+    assert loss(perfect, truth) < 0.51  # the empty channel's Dice loss is 1 with so few voxels, or 0 by smoothing
+
+
+def test_steps_lower_the_loss(phantoms):
+    cases = load_cases(phantoms)
+    plan = make_plan(cases, (32, 32, 8))
+    torch.manual_seed(0)
+    losses = train_for(cases, plan, make_network(plan, 4), 3600, torch.device("cpu"), most_steps=12, learning_rate=5e-3)
+    assert len(losses) == 12
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.05
+
+
+def test_from_training_to_scores(phantoms, tmp_path):
+    app = Typer()
+    app.command()(dynunet.main)
+    options = ["--minutes", "0.02", "--patch", "32", "32", "8", "--filters", "4", "--device", "cpu"]
+    done = CliRunner().invoke(app, [str(phantoms), "--output-dir", str(tmp_path), *options])
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "training.json").read_text())
+    assert facts["steps"] >= 1
+    image = nib.load(phantoms / "imagesTr" / "phantom_validation_000.nii.gz")
+    mask = nib.load(tmp_path / "predictions" / "phantom_validation_000.nii.gz")
+    assert mask.shape == image.shape
+    assert np.allclose(mask.affine, image.affine)
+    assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1, 2, 3}
+    assert {row["object"] for row in read_csv(tmp_path / "slices.csv")} == {"lung nodule", "aorta", "liver"}
