@@ -62,6 +62,13 @@ def prove(
     """What the command does; its options are described there.
 
     Args:
+        data: folder with the two datasets.
+        out: folder of everything that is written.
+        device: where the networks are run.
+        backbone_weights: of `tiny_vit_5m_224`; None starts at random.
+        budget: overlay in place of `configs/tables/small/budget.json`.
+        dynunet_minutes: of each dataset's DynUNet; 0 leaves it out.
+        only: tables and figures; all by default.
         launcher: runs one step of a run.
 
     Returns:
@@ -103,7 +110,8 @@ def write_part(source: Path, target: Path, training: int, validation: int) -> Pa
     Args:
         source: folder in Decathlon layout with both lists.
         target: folder of the new `dataset.json`.
-        training, validation: numbers of cases.
+        training: number of cases.
+        validation: number of cases.
 
     Raises:
         InputError: the dataset cannot be read.

@@ -129,7 +129,7 @@ def number_back(predictions: str | Path, raw_dataset: str | Path) -> int:
 
     Args:
         predictions: folder of `CASE.nii.gz`, as nnU-Net left them.
-        raw_dataset: from :func:`export_dataset`.
+        raw_dataset: from `export_dataset`.
 
     Returns:
         how many files were changed; none where the values are the same.
@@ -156,7 +156,7 @@ def number_back(predictions: str | Path, raw_dataset: str | Path) -> int:
 
 
 def read_back(raw_dataset: str | Path) -> dict[str, Any]:
-    """What :func:`export_dataset` noted: `dataset`, the folder it came from, and `values`.
+    """What `export_dataset` noted: `dataset`, the folder it came from, and `values`.
 
     Raises:
         InputError: the folder was not written by it.

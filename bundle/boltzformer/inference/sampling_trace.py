@@ -170,6 +170,6 @@ def upright(plane: np.ndarray) -> np.ndarray:
 
 
 def outline(axis: object, mask: np.ndarray, colour: str) -> None:
-    """Draw a mask's edge into a picture that shows an :func:`upright` slice; nothing for an empty mask."""
+    """Draw a mask's edge into a picture that shows an `upright` slice; nothing for an empty mask."""
     if mask.any():
         axis.contour(upright(mask).astype(float), levels=[0.5], colors=colour, linewidths=1.2)  # type: ignore[attr-defined]

@@ -30,7 +30,7 @@ class Decoded:
         existence: logit that the object is in the slice, (B,), float32; None without an existence head.
         queries: query embeddings after the last layer, (B, m, d); None where a baseline's decoder keeps them to itself.
         query_masks: the queries' own mask logits, (B, m, h, w) at the semantic map.
-        layer_masks: see :class:`.decoder.DecoderResult`; None unless asked for.
+        layer_masks: see `decoder.DecoderResult`; None unless asked for.
         layer_sets: likewise.
     """
 
@@ -70,9 +70,9 @@ class Prediction:
 
 
 class PromptedNetwork(nn.Module, ABC):
-    """Base of :class:`.boltzformer.BoltzFormer` and of the baselines that it is compared with.
+    """Base of `boltzformer.BoltzFormer` and of the baselines that it is compared with.
 
-    A subclass encodes slices (:meth:`_encode`) and decodes prompts on them (:meth:`_decode`); all else, and so what
+    A subclass encodes slices (`_encode`) and decodes prompts on them (`_decode`); all else, and so what
     configs and other code ask of a network, is here.
 
     Args:
@@ -83,12 +83,12 @@ class PromptedNetwork(nn.Module, ABC):
         num_heads: H, of the pixel decoder.
         feedforward_dim: width of the pixel decoder's feed-forward layers.
         encoder_layers: transformer layers of the pixel decoder.
-        default_prompt: what ``text=None`` means.
+        default_prompt: what `text=None` means.
         seed: of what is drawn in evaluation.
         batch_invariant: compute examples one by one in evaluation.
 
     Raises:
-        InputError: ``image_size`` is no multiple of 32.
+        InputError: `image_size` is no multiple of 32.
     """
 
     pyramid_levels = 4
@@ -125,12 +125,12 @@ class PromptedNetwork(nn.Module, ABC):
 
         Args:
             image: (S, C, H, W) in [0, 1], C = 1 or 3 (three neighbouring slices), any H and W.
-            text: S·K prompts, a slice's side by side, or their encoding from :meth:`encode_text`; None takes the
+            text: S·K prompts, a slice's side by side, or their encoding from `encode_text`; None takes the
                 default prompt.
             everything: return all that a loss may ask for, with the layers' masks.
 
         Returns:
-            Mask logits, (S·K, 1, H, W), float32; or with ``everything`` a :class:`Decoded`.
+            Mask logits, (S·K, 1, H, W), float32; or with `everything` a `Decoded`.
 
         Raises:
             InputError: a prompt is empty or not text, their number is no multiple of the slices', or the image's shape
@@ -148,7 +148,7 @@ class PromptedNetwork(nn.Module, ABC):
         """Segment P objects in every slice; each slice and each prompt is encoded once.
 
         Args:
-            image: (B, C, H, W) as in :meth:`forward`.
+            image: (B, C, H, W) as in `forward`.
             prompts: P prompts or their encoding.
             seed: of the draw, instead of the network's.
         """
@@ -160,7 +160,7 @@ class PromptedNetwork(nn.Module, ABC):
         return Prediction(logits, existence)
 
     def segment(self, image: Tensor, prompts: Sequence[str] | TextFeatures, seed: int | None = None) -> Tensor:
-        """The mask logits of :meth:`predict`, (B, P, H, W), float32."""
+        """The mask logits of `predict`, (B, P, H, W), float32."""
         return self.predict(image, prompts, seed).logits
 
     def encode_text(self, prompts: Sequence[str]) -> TextFeatures:
@@ -205,7 +205,7 @@ class PromptedNetwork(nn.Module, ABC):
             noise: the draw's noise for each layer, (1 or B, sets a query, m, patches); None draws it.
             seed: of the draw in evaluation, instead of the network's.
             keep_masks: return the layers' masks too.
-            keep_sets: return the attention sets too, at the grids of :meth:`attention_grids`.
+            keep_sets: return the attention sets too, at the grids of `attention_grids`.
         """
         slices, prompts = len(features), len(text)
         if prompts % slices:
@@ -228,7 +228,7 @@ class PromptedNetwork(nn.Module, ABC):
 
     @abstractmethod
     def _encode(self, image: Tensor, prompts: int) -> Any:
-        """Features of slices (S, C, H, W), all at once; see :meth:`encode_image`."""
+        """Features of slices (S, C, H, W), all at once; see `encode_image`."""
 
     @abstractmethod
     def _decode(
@@ -240,7 +240,7 @@ class PromptedNetwork(nn.Module, ABC):
         keep_masks: bool,
         keep_sets: bool,
     ) -> Decoded:
-        """Masks of prompts, all at once, at a size of the network's own; see :meth:`decode`."""
+        """Masks of prompts, all at once, at a size of the network's own; see `decode`."""
 
     def _working_image(self, image: Tensor) -> Tensor:
         """Slices at the working size, three channels, normalised: (S, 3, *image_size)."""

@@ -209,8 +209,8 @@ def train_for(
 
     Args:
         cases: training cases.
-        plan: from :func:`make_plan`.
-        network: from :func:`make_network`; changed in place.
+        plan: from `make_plan`.
+        network: from `make_network`; changed in place.
         seconds: of training.
         device: where.
         batch_size: patches a step.

@@ -1,6 +1,6 @@
 """SAM's and SAM 2's mask decoders, prompted by text.
 
-Encoders and pixel decoder are those of :class:`~boltzformer.networks.boltzformer.BoltzFormer`; the decoder is that of
+Encoders and pixel decoder are those of `boltzformer.networks.boltzformer.BoltzFormer`; the decoder is that of
 `transformers`, which follows the papers' code (Kirillov et al., ICCV 2023; Ravi et al., ICLR 2025). The text's tokens
 stand where SAM has the embeddings of clicks and boxes. What differs between this network's numbers and BoltzFormer's is
 so the decoder alone.
@@ -66,17 +66,17 @@ class TextPromptedSam(PromptedNetwork):
         image_encoder: backbone with features at strides 4, 8, 16, 32.
         text_encoder: language encoder.
         image_size: working size in pixels, one number or (height, width), multiples of 32.
-        dim: d, width of the decoder; a multiple of 8 times ``num_heads``.
+        dim: d, width of the decoder; a multiple of 8 times `num_heads`.
         num_heads: H.
         feedforward_dim: width of feed-forward layers, in the pixel decoder and the decoder.
         encoder_layers: transformer layers of the pixel decoder.
         depth: two-way blocks; 2 in SAM.
-        default_prompt: what ``text=None`` means.
+        default_prompt: what `text=None` means.
         seed: without effect, for this decoder draws nothing; runs set it for every network.
         batch_invariant: compute examples one by one in evaluation.
 
     Raises:
-        InputError: ``image_size`` is no multiple of 32, or ``dim`` does not fit.
+        InputError: `image_size` is no multiple of 32, or `dim` does not fit.
     """
 
     pyramid_levels = 2
@@ -180,7 +180,7 @@ class TextPromptedSam2(TextPromptedSam):
     """SAM 2's mask decoder: SAM's, with maps at strides 8 and 4 added on the way up, and a score of existence.
 
     Args:
-        image_encoder: see :class:`TextPromptedSam`, as all arguments but one.
+        image_encoder: see `TextPromptedSam`, as all arguments but one.
         text_encoder: likewise.
         image_size: likewise.
         dim: likewise.
