@@ -14,7 +14,8 @@ from boltzformer.data.cases import load_cases
 from boltzformer.data.phantom import write_phantoms
 from boltzformer.errors import InputError
 from boltzformer.metrics.files import read_csv
-from boltzformer.training.closed_set import IGNORED, AnnotatedLoss, ObjectChannelsd, make_network, make_plan, train_for
+from boltzformer.training.closed_set import AnnotatedLoss, train_for
+from boltzformer.training.closed_set_plan import IGNORED, ObjectChannelsd, make_network, make_plan
 from typer import Typer
 from typer.testing import CliRunner
 

@@ -19,7 +19,8 @@ from boltzformer.errors import InputError
 from boltzformer.metrics.files import write_json
 from boltzformer.metrics.measures.cases import EvaluationSettings
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
-from boltzformer.training.closed_set import make_network, make_plan, predict_cases, train_for
+from boltzformer.training.closed_set import predict_cases, train_for
+from boltzformer.training.closed_set_plan import make_network, make_plan
 from boltzformer.weights import save_atomically
 
 

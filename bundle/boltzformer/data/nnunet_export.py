@@ -110,7 +110,7 @@ def _name(case: Mapping[str, Any]) -> str:
 
 def _write_label(source: Path, target: Path, values: Mapping[int, int]) -> None:
     """A label map as whole numbers in nnU-Net's order: a link where the file has them already."""
-    image = nib.load(source)
+    image: Any = nib.load(source)
     stored = np.asanyarray(image.dataobj)
     if stored.dtype.kind in "iu" and all(value == index for value, index in values.items()):
         os.symlink(source.resolve(), target)
@@ -144,7 +144,7 @@ def number_back(predictions: str | Path, raw_dataset: str | Path) -> int:
     if all(index == value for index, value in values.items()):
         return 0
     for file in files:
-        image = nib.load(file)
+        image: Any = nib.load(file)
         stored = np.asanyarray(image.dataobj)
         numbered = np.zeros(stored.shape, np.uint8 if max(values.values()) < 256 else np.uint16)
         for index, value in values.items():

@@ -116,7 +116,7 @@ class TextPromptedSam(PromptedNetwork):
         from transformers.models.sam import SamMaskDecoderConfig  # slow to import, and only needed here
         from transformers.models.sam.modeling_sam import SamMaskDecoder
 
-        decoder = SamMaskDecoder(_configure(SamMaskDecoderConfig, dim, num_heads, feedforward_dim, depth))
+        decoder: Any = SamMaskDecoder(_configure(SamMaskDecoderConfig, dim, num_heads, feedforward_dim, depth))
         decoder.iou_prediction_head = nn.Identity()  # there is one mask, so nothing is to be ranked
         return decoder
 
@@ -235,7 +235,7 @@ class TextPromptedSam2(TextPromptedSam):
         config = _configure(
             Sam2MaskDecoderConfig, dim, num_heads, feedforward_dim, depth, dynamic_multimask_via_stability=False
         )
-        decoder = Sam2MaskDecoder(config)
+        decoder: Any = Sam2MaskDecoder(config)
         decoder.iou_prediction_head = nn.Identity()
         return decoder
 
