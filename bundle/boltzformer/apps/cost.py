@@ -68,7 +68,7 @@ def count_forward(network: Any, prompts: int = 1) -> float:
     with FakeTensorMode() as mode, torch.no_grad():
         tensors = [*network.named_parameters(), *network.named_buffers()]
         # on a CUDA device that need not be there: what is computed depends on the kind of device
-        state = {name: mode.from_tensor(tensor.detach()).to("cuda") for name, tensor in tensors}
+        state = {name: mode.from_tensor(tensor).detach().to("cuda") for name, tensor in tensors}
         tokens = torch.zeros(prompts, TOKENS, network.text_encoder.width, device="cuda")
         mask = torch.ones(prompts, TOKENS, dtype=torch.bool, device="cuda")
         image = torch.zeros(1, 1, *network.image_size, device="cuda")
