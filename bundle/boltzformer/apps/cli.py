@@ -8,6 +8,7 @@ from boltzformer.apps import (
     cache,
     calibrate,
     convert,
+    cost,
     demo,
     doctor,
     dynunet,
@@ -50,6 +51,7 @@ app.command("experiment")(experiment.main)
 app.add_typer(nnunet.app, name="nnunet")
 app.command("dynunet")(dynunet.main)
 app.command("small-proof")(small_proof.main)
+app.command("cost")(cost.main)
 app.command("evaluate-bundle")(evaluate_bundle.main)
 app.command("evaluate-predictions")(evaluate_predictions.main)
 app.add_typer(proof.app, name="proof")
