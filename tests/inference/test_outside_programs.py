@@ -10,6 +10,7 @@ import pytest
 import torch
 from boltzformer.error_report import find_input_error
 from boltzformer.inference.api import Segmenter
+from boltzformer.volumes.sources import open_volume
 from boltzformer.weights import load_weights
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
@@ -82,6 +83,12 @@ def test_a_volume_in_memory_comes_with_its_affine(program, segmenter, tmp_path):
     expected = segmenter.segment(image, ["liver in chest CT", "lung nodule"])
     assert np.array_equal(output["pred"][0].numpy(), expected.label_map)
     assert np.allclose(output["pred"].affine, AFFINE)
+
+
+def test_modality_and_body_part_in_memory_may_have_dicoms_names():
+    meta = {"space": "RAS", "Modality": "CT", "BodyPartExamined": "BRAIN"}
+    volume = open_volume(MetaTensor(torch.zeros(4, 4, 2), affine=torch.from_numpy(AFFINE), meta=meta))
+    assert (volume.modality, volume.body_part) == ("CT", "BRAIN")
 
 
 @pytest.mark.parametrize("prompt", [7, {"text": "liver"}, "1; 2", "liver; LIVER"])

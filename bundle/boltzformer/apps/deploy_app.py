@@ -44,6 +44,15 @@ LABEL_LENGTH = 64
 CT_OR_MR = '{"selections": [{"name": "CT or MR", "conditions": {"Modality": "(?i)(CT|MR)"}}]}'
 
 
+class SeriesWithBodyPart(DICOMSeriesToVolumeOperator):
+    """Deploy's operator that also tells the body part, which chooses the intensity window."""
+
+    def create_metadata(self, series: Any) -> dict[str, Any]:
+        """What Deploy reads, and `BodyPartExamined`."""
+        first = series.get_sop_instances()[0].get_native_sop_instance()
+        return {**super().create_metadata(series), "BodyPartExamined": str(first.get("BodyPartExamined", "") or "")}
+
+
 class PromptedBundleOperator(MonaiBundleInferenceOperator):
     """Deploy's bundle operator that asks for prompts of its own in place of the bundle's list.
 
@@ -84,7 +93,7 @@ class DicomToSeg(Application):
         """Connect the operators."""
         loader = DICOMDataLoaderOperator(self, CountCondition(self, 1), input_folder=self.input_dir, name="load")
         select = DICOMSeriesSelectorOperator(self, rules=CT_OR_MR, name="select")
-        stack = DICOMSeriesToVolumeOperator(self, name="stack")
+        stack = SeriesWithBodyPart(self, name="stack")
         settings: dict[str, Any] = {
             "app_context": _context_without_models(),
             "input_mapping": [IOMapping("image", Image, IOType.IN_MEMORY)],

@@ -136,7 +136,9 @@ def _open_metatensor(source: MetaTensor) -> Volume:
     matrix = check_affine(source.affine.cpu().numpy(), "the MetaTensor")
     if str(source.meta.get("space", "RAS")) == "LPS":
         matrix = np.diag([-1.0, -1.0, 1.0, 1.0]) @ matrix
-    modality, part = (str(source.meta.get(key, "") or "") for key in ("modality", "body_part"))
+    # MONAI Deploy names what it reads from DICOM by DICOM's keywords
+    modality = str(source.meta.get("modality") or source.meta.get("Modality") or "")
+    part = str(source.meta.get("body_part") or source.meta.get("BodyPartExamined") or "")
     name = str(source.meta.get("filename_or_obj", "") or "the MetaTensor")
     return Volume(_numpy(source.as_tensor()), matrix, name, modality=normal_modality(modality, name), body_part=part)
 
