@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 LABEL_VENV ?= .venv-label
 DEPLOY_VENV ?= .venv-deploy
 
-.PHONY: help install install-dev install-label install-deploy demo test test-slow test-label test-deploy test-nnunet lint hooks clean
+.PHONY: help install install-dev install-label install-deploy demo test test-slow test-label test-deploy test-nnunet fuzz mutants lint hooks clean
 
 help:
 	@echo "make demo        install, then train, evaluate and infer a small network on phantoms (CPU, minutes)"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-deploy MONAI Deploy: its environment in $(DEPLOY_VENV), then its operators with this bundle"
 	@echo "make install-label, make install-deploy   only these environments"
 	@echo "make test-nnunet nnU-Net v2 in an environment of its own (6 GB more) trains an epoch and is scored here"
+	@echo "make fuzz        20 000 damaged inputs through the readers and commands; FUZZ=\"--count 500 --seed 1\" for others"
+	@echo "make mutants     small faults, one at a time, that the closest tests must notice; MUTANTS=\"--match data/\" for some"
 	@echo "make lint        ruff and mypy"
 	@echo "make install     only the package and what it needs, in $(VENV)"
 	@echo "make hooks       check each commit before it is made (pre-commit)"
@@ -77,6 +79,13 @@ test-deploy: install-deploy
 
 test-nnunet: install-dev .venv-nnunet/.installed
 	NNUNET_ENVIRONMENT=$(CURDIR)/.venv-nnunet $(BIN)/python -m pytest tests/apps/test_nnunet.py
+
+mutants: install-dev
+	$(BIN)/python -m tests.mutation $(MUTANTS)
+
+FUZZ ?= --count 20000 --minutes 240
+fuzz: install-dev
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,3 +145,29 @@ def test_keep_previous(tmp_path):
     (tmp_path / "model.pt").write_text("newer")
     assert keep_previous(tmp_path / "model.pt", tmp_path / "run") == tmp_path / "run" / "previous_002_model.pt"
     assert kept.read_text() == "old"
+
+
+def test_a_checkpoint_reaches_the_disk_before_its_name(tmp_path, monkeypatch):
+    calls = []
+    for name in ("fsync", "replace"):
+        true = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, true=true, name=name: (calls.append(name), true(*args))[1])
+    for name in ("model.pt", "model.safetensors"):
+        calls.clear()
+        save_atomically({"weight": torch.ones(2)}, tmp_path / name)
+        assert calls == ["fsync", "replace", "fsync"], name
+
+
+def test_drafts_of_a_killed_run_go_with_the_next_save(tmp_path):
+    code = """
+        import os, sys, torch
+        from boltzformer import weights
+        weights._append_record = lambda file, record: (file.flush(), os.kill(os.getpid(), 9))
+        weights.save_atomically({"weight": torch.ones(2)}, sys.argv[1])
+    """
+    path = tmp_path / "model.pt"
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 1  # half a file, under no name of ours
+    assert not path.exists()
+    save_atomically({"weight": torch.ones(2)}, path)
+    assert _files(tmp_path) == ["model.pt"]

@@ -117,10 +117,15 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise InputError(f"cannot write into {folder} ({error}); name another output_dir.") from error
+    remove_drafts(folder)
+    return folder
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the drafts that killed processes of this machine left in a folder and in its folders."""
     for draft in [*folder.glob(f".*{DRAFT_SUFFIX}"), *folder.glob(f"*/.*{DRAFT_SUFFIX}")]:
         if _is_orphan(draft):
             draft.unlink(missing_ok=True)
-    return folder
 
 
 @contextlib.contextmanager
@@ -153,7 +158,7 @@ def _write_draft(path: Path, write: Callable[[BinaryIO], object]) -> None:
     # mkstemp creates exclusively and follows no link
     handle, draft = tempfile.mkstemp(prefix=f".{_HOST}-{os.getpid()}-", suffix=DRAFT_SUFFIX, dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

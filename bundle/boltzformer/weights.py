@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
-import secrets
 import shutil
 import zipfile
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from boltzformer.errors import InputError
+from boltzformer.output_files import remove_drafts, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -52,26 +51,22 @@ def save_atomically(
     """
     path = Path(path)
     record = json.dumps({**(recipe or {}), "format": RECORD_FORMAT, "sha256": state_digest(content)}, indent=1)
-    # no one can guess the name and put a link there; O_EXCL would refuse it anyway
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+
+    def write(file: BinaryIO) -> None:
+        if path.suffix == ".safetensors":
+            file.write(safetensors.torch.save(dict(content), {RECORD_KEY: record}))
+        else:
+            torch.save(content, file)
+            _append_record(file, record)
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "w+b") as file:
-            if path.suffix == ".safetensors":
-                file.write(safetensors.torch.save(dict(content), {RECORD_KEY: record}))
-            else:
-                torch.save(content, file)
-                _append_record(cast(BinaryIO, file), record)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-        _flush_folder(path.parent)
-    # torch's zip writer reports a failed write as RuntimeError
-    except (OSError, RuntimeError) as error:
+        if path.parent.is_dir():
+            remove_drafts(path.parent)
+        write_file(path, write)
+    except InputError as error:
+        raise InputError(_save_failure(path, error.__cause__ or error)) from error
+    except RuntimeError as error:  # torch's zip writer reports a failed write so
         raise InputError(_save_failure(path, error)) from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
 def _append_record(file: BinaryIO, record: str) -> None:
@@ -114,17 +109,7 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(f"{value!r};".encode())
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power cut, where the system allows a folder to be opened."""
-    with contextlib.suppress(PermissionError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _save_failure(path: Path, error: Exception) -> str:
+def _save_failure(path: Path, error: BaseException) -> str:
     folder = next((parent for parent in path.parents if parent.is_dir()), Path("."))
     free = shutil.disk_usage(folder).free / 1e6
     kept = "the earlier file is untouched" if path.exists() else "no file was left behind"
@@ -134,7 +119,7 @@ def _save_failure(path: Path, error: Exception) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

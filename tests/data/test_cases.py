@@ -106,6 +106,8 @@ def test_several_datasets_are_joined(write_datalist, tmp_path):
         (_decathlon([_item("a", prompts=[" "])]), "empty"),
         (_decathlon([_item("a", annotated="some")]), "annotated"),
         (_decathlon([_item("a")], validation=[_item("a")]), "both the training and the validation"),
+        (_decathlon([_item("a"), _item("b"), _item("a")]), "a.nii.gz is listed twice"),
+        (_decathlon([_item("b"), _item("a", label="imagesTr/a.nii.gz")]), "is image and label of one item"),
     ],
 )
 def test_malformed_datalists_name_the_file(write_datalist, content, message):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -113,12 +114,14 @@ def test_a_changed_file_another_axis_or_a_damaged_cache_is_built_anew(make_case,
     os.utime(case["image"], ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert build_cache([case], tmp_path / "cache", progress=False)[0].folder != first.folder
     os.utime(case["image"], ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    image = first.folder / "image.npy"
+    again = build_cache([case], tmp_path / "cache", progress=False)[0]  # the time of the last change is another one
+    assert again.folder != first.folder
+    image = again.folder / "image.npy"
     image.write_bytes(image.read_bytes()[:-10])
     with pytest.raises(InputError, match="cut short"):
-        first.image(5, 6)
+        again.image(5, 6)
     repaired = build_cache([case], tmp_path / "cache", progress=False)[0]
-    assert repaired.folder == first.folder
+    assert repaired.folder == again.folder
     assert repaired.image(5, 6).shape == (1, 12, 10)
 
 
@@ -224,3 +227,39 @@ def test_two_real_volumes(real_data_dir, tmp_path):
         assert list(volume.values) == [value for value in np.unique(array) if value]
         right, left = (np.argwhere(array == value)[:, 0].mean() for value in (3, 4))
         assert right > left  # the right parotid gland at higher indices of the axis to the right
+
+
+def test_a_label_of_the_same_size_and_time_is_read_anew(make_case, tmp_path):
+    case = make_case()
+    before = build_cache([case], tmp_path / "cache", progress=False)[0].areas.sum()
+    stat = os.stat(case["label"])
+    image = nib.load(case["label"])
+    empty = nib.Nifti1Image(np.zeros(image.shape, image.get_data_dtype()), image.affine, image.header).to_bytes()
+    label = Path(case["label"])
+    label.write_bytes(gzip.compress(empty) if label.suffix == ".gz" else empty)
+    with open(label, "ab") as file:  # to the byte as long as before
+        file.truncate(stat.st_size)
+    os.utime(label, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (os.stat(label).st_size, os.stat(label).st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    assert before > 0
+    assert build_cache([case], tmp_path / "cache", progress=False)[0].areas.sum() == 0
+
+
+def test_changed_bytes_of_the_cache_are_noticed(make_case, tmp_path):
+    volume = build_cache([make_case()], tmp_path / "cache", progress=False)[0]
+    for name, read in (("image.npy", lambda: volume.image(0, 6)), ("label.npy", lambda: volume.label(5))):
+        file = volume.folder / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-20] + bytes(byte ^ 1 for byte in whole[-20:]))
+        with pytest.raises(InputError, match=rf"{name}: was changed; delete the folder"):
+            read()
+        file.write_bytes(whole)
+        read()
+
+
+def test_a_very_long_name_fits_and_no_path_stands_in_the_index(make_case, tmp_path):
+    case = make_case()
+    long = Path(case["image"]).with_name("n" * 240 + "".join(Path(case["image"]).suffixes))
+    os.rename(case["image"], long)
+    volume = build_cache([{**case, "image": str(long)}], tmp_path / "cache", progress=False)[0]
+    assert str(tmp_path) not in (volume.folder / "index.json").read_text()

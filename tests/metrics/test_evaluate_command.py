@@ -142,3 +142,20 @@ def test_hidden_files_are_no_labels(labels_dir, exact_predictions, tmp_path):
     names.write_text(json.dumps({"1": "liver lesion", "2": "left kidney"}))
     done = run(exact_predictions, labels_dir, "--output-dir", tmp_path / "out", "--objects", names)
     assert done.exit_code == 0, done.stderr
+
+
+def test_odd_lists_and_the_earlier_results_folder_are_one_line(dataset, exact_predictions, tmp_path):
+    first = tmp_path / "one"
+    assert run(exact_predictions, dataset, "--output-dir", first).exit_code == 0
+    before = {path.name: path.read_bytes() for path in first.iterdir()}
+    done = run(exact_predictions, dataset, "--output-dir", first, "--compare-to", first)
+    assert done.exit_code == 2
+    assert "holds the results to compare with" in done.stderr
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == before
+    content = json.loads((dataset / "dataset.json").read_text())
+    for text in (json.dumps({**content, "validation": 5}), "[" * 100_000):
+        (dataset / "dataset.json").write_text(text)
+        done = run(exact_predictions, dataset, "--output-dir", tmp_path / "two")
+        assert done.exit_code == 2
+        assert isinstance(done.exception, SystemExit)
+        assert "dataset.json" in done.stderr

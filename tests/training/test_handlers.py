@@ -9,11 +9,12 @@ import pytest
 import torch
 from boltzformer.data.throughput import measure_loader
 from boltzformer.errors import InputError
+from boltzformer.training.early_stopping import EarlyStoppingOnValidation
 from boltzformer.training.gradients import ClipGradients, StopOnNonFiniteLoss
 from boltzformer.training.progress import Progress
 from boltzformer.training.schedule import WarmupCosine
 from boltzformer.training.skipping import SkippingLoader
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.losses import DiceCELoss
@@ -181,3 +182,20 @@ def test_best_weights_refuse_a_metric_that_is_no_number(make_run, tmp_path):
     with pytest.raises(InputError, match="holds no slice with an object"):
         run.validator.run()
     assert not (tmp_path / "model.pt").exists()
+
+
+@pytest.mark.parametrize(("threshold", "stopped_after"), [(0.0, None), (0.15, 4)])
+def test_a_fall_below_the_threshold_is_none(threshold, stopped_after):
+    """The loss falls by 0.1 each time: enough without a threshold, standing still with one of 0.15."""
+    validator = Engine(lambda engine, batch: None)
+    stopping = EarlyStoppingOnValidation(validator, patience=3, threshold=threshold)
+    trainer = Engine(lambda engine, batch: None)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate(engine):
+        validator.state.epoch = engine.state.epoch
+        validator.state.metrics = {"val_loss": 5 - 0.1 * engine.state.epoch}
+
+    stopping.attach(trainer)
+    trainer.run([0], max_epochs=8)
+    assert trainer.state.epoch == (stopped_after or 8)

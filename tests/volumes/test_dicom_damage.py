@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pydicom
 import pytest
@@ -150,3 +152,11 @@ def test_two_series_in_one_folder_and_one_series_in_two(tmp_path, array):
     volumes = [open_volume(case["image"], series_uid=case["series_uid"]) for case in cases]
     assert sorted(int(volume.voxels.max()) for volume in volumes) == sorted([array.max(), array.max() + 1, array.max()])
     assert {len(volume.files) for volume in volumes} == {5}
+
+
+def test_a_pipe_among_the_slices_is_not_waited_for(series, tmp_path):
+    os.mkfifo(series.folder / "notes.txt")
+    assert len(find_series(series.folder).files) == len(series.files)
+    os.mkfifo(series.folder / "I999.dcm")
+    with pytest.raises(InputError, match="is no plain file"):
+        find_series(series.folder)

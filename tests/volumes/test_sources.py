@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 
 import nibabel as nib
 import numpy as np
@@ -159,3 +160,34 @@ def test_cut_nrrd_and_dangling_link(tmp_path):
     (tmp_path / "b.nii.gz").symlink_to("annex/objects/x")
     with pytest.raises(InputError, match="is a link to annex/objects/x, which is not there"):
         read_volume(tmp_path / "b.nii.gz")
+
+
+META = "ObjectType = Image\nNDims = {}\nDimSize = 2 2 2\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+NRRD = "NRRD0004\ntype: uchar\ndimension: {}\nsizes: 2 2 2\nencoding: raw\n\n"
+
+
+@pytest.mark.parametrize(("name", "header"), [("a.mha", META), ("a.nrrd", NRRD)])
+@pytest.mark.parametrize("stated", ["32767", "-1", "1e30", "", "3 3"])
+def test_a_header_that_itk_would_not_survive_is_one_error(tmp_path, name, header, stated):
+    path = tmp_path / name
+    path.write_bytes(header.format(3).encode() + bytes(8))
+    assert open_volume(path).voxels.shape == (2, 2, 2)
+    path.write_bytes(header.format(stated).encode() + bytes(8))
+    with pytest.raises(InputError, match=rf"{name}: the header states"):  # MetaIO ended the process with SIGSEGV
+        open_volume(path)
+
+
+def test_a_meta_image_with_a_line_beyond_its_reader(tmp_path):
+    (tmp_path / "a.mha").write_text(META.format(3).replace("Image", "I" * 100_000))
+    with pytest.raises(InputError, match="a header line of over"):
+        open_volume(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha"])
+def test_a_pipe_or_a_device_is_no_volume_and_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match="is no plain file"):
+        open_volume(tmp_path / name)
+    (tmp_path / f"zero{name}").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match="is no plain file"):
+        open_volume(tmp_path / f"zero{name}")

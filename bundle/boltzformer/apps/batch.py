@@ -24,6 +24,7 @@ from boltzformer.inference.api import Segmenter
 from boltzformer.inference.formats import output_formats, save_as
 from boltzformer.output_files import check_folder
 from boltzformer.volumes.dicom import find_series
+from boltzformer.volumes.nifti_files import check_present
 from boltzformer.volumes.segmented import Algorithm, Segment, SegmentedVolume
 from boltzformer.volumes.sources import open_volume
 from boltzformer.volumes.write import Grid
@@ -157,7 +158,10 @@ def _started(make_segmenter: Callable[[], Segmenter]) -> Segmenter:
 
 def _source_files(case: Mapping[str, Any]) -> tuple[Path, ...]:
     path = Path(case["image"])
-    return find_series(path, "warn", str(case.get("series_uid", ""))).files if path.is_dir() else (path,)
+    if path.is_dir():
+        return find_series(path, "warn", str(case.get("series_uid", ""))).files
+    check_present(path)
+    return (path,)
 
 
 def _finished(record: BatchRecord, case: str, digest: str) -> CaseResult | None:

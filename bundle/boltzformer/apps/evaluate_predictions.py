@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from boltzformer.apps.scoring import end, score, settings_as_input
 from boltzformer.data.cases import load_cases
 from boltzformer.data.datalist import read_item
 from boltzformer.errors import InputError
+from boltzformer.json_file import read_json
 from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
 from boltzformer.metrics.measures.catalogue import TOLERANCES_MM
 from boltzformer.metrics.measures.lesions import LesionRule
@@ -61,6 +61,8 @@ def main(
         with settings_as_input():
             rule = LesionRule(connectivity, min_iou)
             settings = EvaluationSettings(tuple(tolerance_mm), rule, axis, absent_is_negative)
+        if compare_to is not None and compare_to.resolve() == output_dir.resolve():
+            raise InputError(f"{output_dir}: holds the results to compare with; name another --output-dir.")
         cases = find_cases(labels, section, read_names(objects))
         folder = PredictionFolder(predictions, {str(k): str(v) for k, v in read_names(aliases).items()})
         found = score(cases, folder, settings, workers, output_dir, compare_to, pictures, title)
@@ -78,20 +80,27 @@ def find_cases(labels: Path, section: str, names: dict[str, Any]) -> list[Labell
     content_file = labels / "dataset.json" if labels.is_dir() else labels
     if not content_file.is_file():
         return _plain_folder(labels, names)
-    try:
-        content = json.loads(content_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{content_file}: cannot be read as JSON ({error})") from error
+    content = read_json(content_file, "dataset.json")
     lists = ("training", "validation") if section == "all" else (section,)
     if section == "all" and isinstance(content, list):
         content = {"training": content}
-    items = [item for name in lists for item in content.get(name) or []] if isinstance(content, dict) else []
+    items = _listed(content, lists, content_file) if isinstance(content, dict) else []
     if not items:  # no such list: the loader splits the training list by patient, and says so
         return [LabelledCase.from_dict(case) for case in load_cases(labels, section)]
     return [
         LabelledCase.from_dict(read_item(item, content, content_file, f"{content_file}, {section}", True, None))
         for item in items
     ]
+
+
+def _listed(content: dict[str, Any], lists: tuple[str, ...], file: Path) -> list[Any]:
+    items: list[Any] = []
+    for name in lists:
+        entries = content.get(name) or []
+        if not isinstance(entries, list):
+            raise InputError(f"{file}: `{name}` must be a list, found {type(entries).__name__}.")
+        items += entries
+    return items
 
 
 def _plain_folder(labels: Path, names: dict[str, Any]) -> list[LabelledCase]:
@@ -118,10 +127,7 @@ def read_names(path: Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+    content = read_json(path, "file of names")
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path}: expected a JSON object of names")
     return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +24,13 @@ class CachedVolume:
 
     Attributes:
         folder: holds `image.npy` and `label.npy`, both (slices, H, W) and uncompressed, `areas.npy`,
-            `index.json`.
+            `checksums.npy`, `index.json`.
         shape: (slices, H, W).
         spacing: mm along the same axes.
         affine: (4, 4) as nested tuples, RAS voxel index (not slice index) to world.
         values: label values that occur in the volume, ascending, without 0.
         areas: (len(values), slices) int32, pixels of each value in each slice.
+        checksums: (2, slices) uint32, CRC-32 of each slice of the image and of the label map, tested as it is read.
         quantiles: of the foreground, see `boltzformer.data.windows.intensity_quantiles`.
         image_dtype: "int16" where the intensities are integers of that range, else "float32".
         label_dtype: "uint8" or "uint16".
@@ -41,6 +43,7 @@ class CachedVolume:
     affine: tuple[tuple[float, ...], ...]
     values: tuple[int, ...]
     areas: np.ndarray
+    checksums: np.ndarray
     quantiles: np.ndarray
     image_dtype: str
     label_dtype: str
@@ -78,7 +81,11 @@ class CachedVolume:
             ) from error
         if array.size != (last - first) * pixels:
             raise InputError(f"{self.folder / name}: is cut short; delete the folder and start again to rebuild it.")
-        return array.reshape(last - first, self.shape[1], self.shape[2])
+        array = array.reshape(last - first, self.shape[1], self.shape[2])
+        known = self.checksums[0 if name == "image.npy" else 1, first:last]
+        if not np.array_equal(_checksums(array), known):
+            raise InputError(f"{self.folder / name}: was changed; delete the folder and start again to rebuild it.")
+        return array
 
 
 def save_cached_volume(
@@ -108,6 +115,7 @@ def save_cached_volume(
     values = [int(value) for value in np.flatnonzero(counts.any(axis=0)) if value]
     np.save(folder / "image.npy", image)
     np.save(folder / "label.npy", label)
+    np.save(folder / "checksums.npy", np.stack([_checksums(image), _checksums(label)]))
     np.save(folder / "areas.npy", counts[:, values].T.astype(np.int32))
     index = {
         "source": source,
@@ -142,7 +150,8 @@ def open_cached_volume(folder: Path) -> CachedVolume | None:
             for kind in ("image", "label")
         )
         areas = np.load(folder / "areas.npy")
-        if areas.shape != (len(values), shape[0]):
+        checksums = np.load(folder / "checksums.npy")
+        if areas.shape != (len(values), shape[0]) or checksums.shape != (2, shape[0]):
             return None
         return CachedVolume(
             folder,
@@ -151,6 +160,7 @@ def open_cached_volume(folder: Path) -> CachedVolume | None:
             tuple(tuple(row) for row in index["affine"]),
             values,
             areas,
+            checksums,
             np.asarray(index["quantiles"]),
             index["image_dtype"],
             index["label_dtype"],
@@ -158,6 +168,10 @@ def open_cached_volume(folder: Path) -> CachedVolume | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _checksums(stack: np.ndarray) -> np.ndarray:
+    return np.array([zlib.crc32(np.ascontiguousarray(one).data) for one in stack], np.uint32)
 
 
 def _payload_offset(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> int:

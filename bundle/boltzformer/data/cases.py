@@ -53,8 +53,8 @@ def load_cases(
 
     Raises:
         InputError: a file is missing, the JSON is malformed, the section is empty, patients are shared
-            between the training and validation lists, or there are too few patients to split. All missing
-            files come at once.
+            between the training and validation lists, an item is listed twice or its image is its own label,
+            or there are too few patients to split. All missing files come at once.
     """
     if section not in SECTIONS:
         raise InputError(f"section: expected one of {', '.join(SECTIONS)}, found {section!r}.")
@@ -142,10 +142,12 @@ def _section_cases(
         raise InputError(f"{path}: `{section}` must be a list, found {type(items).__name__}.")
     if needs_label is None:
         needs_label = section != "test"
-    return [
+    cases = [
         read_item(item, content, path, f"{path}, {section} item {number}", needs_label, pattern)
         for number, item in enumerate(items or [], start=1)
     ]
+    _check_once([case for case in cases if "label" in case], path)
+    return cases
 
 
 def _split(pool: list[Case], section: str, share: float, seed: int, path: Path) -> list[Case]:
@@ -174,6 +176,18 @@ def _check_apart(cases: list[Case], others: list[Case], path: Path) -> None:
             f"({', '.join(shared[:5])}{', ...' if len(shared) > 5 else ''}); keep each patient in one of "
             "them."
         )
+
+
+def _check_once(cases: list[Case], path: Path) -> None:
+    seen: set[tuple[str, str]] = set()
+    for case in cases:
+        if case["image"] == case["label"]:
+            raise InputError(f"{path}: {case['image']} is image and label of one item; name the label map.")
+        # an image may come again with the label map of another object
+        files = (case["image"], case["label"])
+        if files in seen:
+            raise InputError(f"{path}: {case['image']} is listed twice; remove one, or it counts twice.")
+        seen.add(files)
 
 
 def _check_files(cases: list[Case], path: Path) -> None:

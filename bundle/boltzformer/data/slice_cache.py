@@ -23,8 +23,9 @@ from boltzformer.data.windows import intensity_quantiles
 from boltzformer.errors import InputError
 from boltzformer.volumes.checks import check_label_values, check_pair, read_volume
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 _MAX_LISTED = 20
+_LONGEST_NAME = 60  # file systems end at 255 bytes, and drafts have longer names
 _BYTES_PER_VOXEL = 3  # int16 image and uint8 label
 _INT16 = np.iinfo(np.int16)
 
@@ -38,8 +39,9 @@ def build_cache(
 ) -> list[CachedVolume]:
     """Bring every case into the slice cache, or find it there.
 
-    A case's folder is named after its files' paths, modification times and sizes, the axis and the cache's
-    version: a changed file is read anew. Several processes may build one cache at once; they share the work.
+    A case's folder is named after its files' paths, times and sizes, the axis and the cache's version: a changed file
+    is read anew, also one whose time of modification was put back. Several processes may build one cache at once; they
+    share the work.
 
     Args:
         cases: cases with `image`, `label` and `objects` (see `boltzformer.data.cases.load_cases`).
@@ -122,9 +124,10 @@ def _cache_folder(case: Mapping[str, Any], cache_dir: Path, axis: int) -> Path:
             stat = path.stat()
         except OSError:
             raise InputError(f"{path}: no such file; check the path in the datalist.") from None
-        parts += [str(path.resolve()), stat.st_mtime_ns, stat.st_size]
+        parts += [str(path.resolve()), stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size]
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
-    return cache_dir / f"{Path(case['image']).name.split('.')[0]}-{digest}"
+    name = Path(case["image"]).name.split(".")[0].encode()[:_LONGEST_NAME].decode(errors="ignore")
+    return cache_dir / f"{name}-{digest}"
 
 
 def _check_before_work(cases: Sequence[Mapping[str, Any]], total: int, cache_dir: Path) -> None:
@@ -200,7 +203,8 @@ def _write(case: Mapping[str, Any], folder: Path, axis: int) -> None:
     image, label, affine = load_slices(case, axis)
     sizes = nib.affines.voxel_sizes(affine)
     spacing = [float(sizes[axis])] + [float(s) for i, s in enumerate(sizes) if i != axis]
-    source = {"image": case["image"], "label": case["label"], "axis": axis, "version": CACHE_VERSION}
+    files = {key: Path(case[key]).name for key in ("image", "label")}  # a path tells more about the place than it needs
+    source = {**files, "axis": axis, "version": CACHE_VERSION}
     spacing_mm = (spacing[0], spacing[1], spacing[2])
     save_cached_volume(folder, image, label, spacing_mm, affine, intensity_quantiles(image), source)
 

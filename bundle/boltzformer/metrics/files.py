@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 
 from boltzformer.errors import InputError
+from boltzformer.output_files import write_bytes
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
@@ -99,14 +98,4 @@ def write_text(path: str | Path, text: str) -> Path:
     Raises:
         InputError: where the file cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8", newline="")
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    return path
+    return write_bytes(path, text.encode("utf-8"))

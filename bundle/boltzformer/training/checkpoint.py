@@ -16,6 +16,7 @@ from monai.engines import Evaluator, SupervisedTrainer, Workflow
 from torch import nn
 from torch.utils.data import DataLoader
 
+from boltzformer.error_report import reason_of
 from boltzformer.errors import InputError
 from boltzformer.recipe import check_same_recipe
 from boltzformer.training.gradients import steps_now
@@ -234,6 +235,17 @@ class RunCheckpoint:
         save_atomically(content, self.path, self.recipe)
 
     def _restore(self, engine: Workflow, path: Path) -> None:
+        try:
+            self._take_up(engine, path)
+        except InputError:
+            raise
+        # a file that is whole by its checksum may still hold other entries than a run's
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"{path} is no state of a run ({reason_of(error)}): resume from another {LAST_NAME} or begin anew."
+            ) from error
+
+    def _take_up(self, engine: Workflow, path: Path) -> None:
         content = read_checkpoint(path)
         _check_run(content, path, self.states, engine)
         if self.recipe is not None:

@@ -88,6 +88,9 @@ def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str]) ->
     if not file.exists():
         doubtful[file] = "is a link to a file that is not there"
         return
+    if not file.is_file():  # reading a pipe or a device would not end
+        doubtful[file] = "is no plain file"
+        return
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
         kind = str(header.get("SOPClassUID", "") or header.file_meta.get("MediaStorageSOPClassUID", "") or "")

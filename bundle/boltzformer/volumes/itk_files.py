@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import SimpleITK as sitk
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.grids import check_affine, lps_affine
+
+_HEADER_BYTES = 1 << 16
+_LONGEST_LINE = 4096
 
 
 def image_geometry(image: sitk.Image | sitk.ImageFileReader, where: str) -> tuple[tuple[int, ...], np.ndarray]:
@@ -45,6 +49,7 @@ def open_itk(path: Path) -> sitk.ImageFileReader:
     Raises:
         InputError: it is no such file or is damaged.
     """
+    _check_text_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
@@ -52,6 +57,20 @@ def open_itk(path: Path) -> sitk.ImageFileReader:
     except RuntimeError as error:
         raise InputError(f"{path}: cannot be read as a volume ({last_line(error)}); export it again.") from error
     return reader
+
+
+def _check_text_header(path: Path) -> None:
+    """Refuse a header that ITK would not survive: it writes past arrays of fixed length, which ends the process."""
+    with open(path, "rb") as file:
+        start = file.read(_HEADER_BYTES)
+    text = re.split(rb"\n\s*\n|ElementDataFile", start, maxsplit=1)[0]
+    stated = re.findall(rb"^\s*(?:NDims\s*=|dimension\s*:)[ \t]*([^\r\n]*)", text, re.MULTILINE | re.IGNORECASE)
+    if any(not re.fullmatch(rb"[2-5]\s*", value) for value in stated):
+        found = stated[0].decode("ascii", "replace").strip()[:40]
+        raise InputError(f"{path}: the header states {found} dimensions; export the volume again.")
+    is_meta = path.suffix.lower() in (".mha", ".mhd")  # NRRD's header may hold long lines of its own
+    if is_meta and max(map(len, text.split(b"\n"))) > _LONGEST_LINE:
+        raise InputError(f"{path}: cannot be read as a volume (a header line of over {_LONGEST_LINE} bytes).")
 
 
 def image_voxels(image: sitk.Image) -> np.ndarray:

@@ -66,6 +66,8 @@ def check_present(path: Path) -> None:
         raise InputError(f"{path}: no such file; check the path in the datalist or on the command line.")
     if path.is_dir():
         raise InputError(f"{path}: is a folder where a volume file was expected.")
+    if not path.is_file():  # a pipe or a device would be read without end
+        raise InputError(f"{path}: is no plain file; copy the volume into one.")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty; copy or export it again.")
 
