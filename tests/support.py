@@ -29,6 +29,7 @@ SMALL_NETWORK: dict[str, Any] = {
     "network_def#image_encoder#name": "test_resnet",
     "network_def#image_encoder#freeze_batch_norm": False,
     "network_def#image_encoder#window_sizes": None,
+    "network_def#image_encoder#add_position": False,
     "network_def#existence": False,
     "network_def#image_size": 64,
     "network_def#dim": 32,

@@ -343,3 +343,32 @@ def test_weights_by_object_give_each_object_its_share(dataset, make_case, prompt
     order = [data.locate(i)[2] for i in range(len(data))] if prompts_per_slice == 1 else None
     assert weights.tolist() == pytest.approx(expected), order
     assert data.object_weights(0.0).tolist() == pytest.approx([1 / 3] * 3 if prompts_per_slice == 1 else [2 / 3, 1 / 3])
+
+
+def test_foreign_prompts_have_empty_masks_and_their_share(dataset):
+    data = dataset(training=True, negative_share=0.5, foreign_prompts=["liver", "left kidney"], foreign_share=0.5)
+    asked = []
+    for epoch in range(40):
+        data.set_epoch(epoch)
+        for index in range(3, len(data)):  # negatives follow the three positives
+            item = data[index]
+            assert not item["label"].any()
+            assert (item["object"] == "foreign") == (item["text"] in ("liver", "left kidney"))
+            asked.append(item["object"] == "foreign")
+    assert 0.35 < np.mean(asked) < 0.65
+    assert all(data[index]["object"] != "foreign" for index in range(3))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"foreign_share": 0.5, "training": True},  # nothing is foreign to a single dataset
+        {"foreign_share": 0.5, "foreign_prompts": ["liver"]},  # not in evaluation
+        {"foreign_share": 0.5, "foreign_prompts": ["liver"], "training": True, "prompts_per_slice": 2},
+        {"foreign_share": 0.5, "foreign_prompts": ["liver", " "], "training": True},
+        {"foreign_share": 1.5, "foreign_prompts": ["liver"], "training": True},
+    ],
+)
+def test_foreign_prompts_are_checked(dataset, arguments):
+    with pytest.raises(InputError, match="foreign"):
+        dataset(negative_share=0.5, **arguments)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from boltzformer.errors import InputError
 
 from .definition import remember_definition
+from .positions import sine_embedding
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ class ImageEncoder(nn.Module):
             None takes timm's. Windows that divide a stage's map need no padding: a 256 px slice has 16 x 16 positions
             at stride 16, which windows of 14 pad to 28 x 28, three times the work, most of it on zeros. Position
             biases of the weights are resized.
+        add_position: add the position, times a learned factor, to the features at stride 32, so that they know where
+            they are. For backbones without an embedding of positions, such as TinyViT: without any, the left and the
+            right of a symmetric organ look alike.
 
     Raises:
         InputError: unknown name, a backbone with other strides, or a weights file that is absent or does not fit.
@@ -53,6 +57,7 @@ class ImageEncoder(nn.Module):
         pretrained: bool = False,
         freeze_batch_norm: bool = False,
         window_sizes: Sequence[int] | None = None,
+        add_position: bool = False,
     ) -> None:
         super().__init__()
         self.name = name
@@ -60,6 +65,7 @@ class ImageEncoder(nn.Module):
         self.options = {} if window_sizes is None else {"window_sizes": tuple(window_sizes)}
         self.backbone: Any = _create(name, self.options)
         self.channels: list[int] = self.backbone.feature_info.channels()
+        self.place = nn.Parameter(torch.tensor([0.5])) if add_position else None
         config = self.backbone.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -85,6 +91,9 @@ class ImageEncoder(nn.Module):
             raise InputError(f"Backbone {self.name!r} takes no {tuple(image.shape[-2:])} slices ({error}).") from error
         if [feature.shape[1] for feature in features] != self.channels:
             raise InputError(f"Backbone {self.name!r} gives features with the channels last; choose another.")
+        if self.place is not None:
+            last = features[-1]
+            features[-1] = last + (self.place * sine_embedding(*last.shape[-2:], last.shape[1], last.device)).to(last)
         return features
 
     def train(self, mode: bool = True) -> ImageEncoder:

@@ -113,6 +113,8 @@ class PromptedNetwork(nn.Module, ABC):
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.text_projection = nn.Linear(text_encoder.width, dim)
+        if getattr(text_encoder, "standardised", False):  # keep their variance of 1: as loud as the queries
+            nn.init.normal_(self.text_projection.weight, std=text_encoder.width**-0.5)
         channels = image_encoder.channels[-self.pyramid_levels :]
         self.pixel_decoder = PixelDecoder(
             channels, dim, num_heads, feedforward_dim, encoder_layers, norm_groups=math.gcd(32, dim)

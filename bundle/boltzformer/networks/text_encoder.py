@@ -27,6 +27,41 @@ from .definition import remember_definition
 logger = logging.getLogger(__name__)
 
 CACHED_PROMPTS = 4096
+REFERENCE_PROMPTS = (
+    "left kidney in abdominal CT",
+    "right kidney",
+    "tumor in the liver",
+    "spleen",
+    "pancreas in abdominal MR",
+    "lung nodule in chest CT",
+    "left lung, upper lobe",
+    "right main bronchus",
+    "aorta",
+    "heart, left ventricle",
+    "brain tumor in head MR",
+    "multiple sclerosis lesion",
+    "brainstem",
+    "optic nerve, right",
+    "left parotid gland in head and neck CT",
+    "R parotid",
+    "L submandibular gland",
+    "mandible",
+    "thyroid",
+    "larynx, voice box",
+    "spinal cord",
+    "cervical vertebra",
+    "lymph node on the left side of the neck",
+    "esophagus",
+    "stomach",
+    "colon cancer",
+    "urinary bladder",
+    "prostate in pelvic MR",
+    "outline the femur on the right side",
+    "small bright spot in the bone",
+    "metastasis",
+    "a cyst in the left ovary",
+)
+"""By whose tokens a standardised tower is centred and scaled; changing them changes every network trained so."""
 
 
 @dataclass
@@ -213,12 +248,23 @@ class HuggingFaceTextEncoder(TextEncoder):
         pretrained: False takes the architecture and tokenizer alone and starts at random.
         frozen: see `TextEncoder`. A pretrained, frozen tower stays in its folder: its weights are no part of the
             network's state, so that a checkpoint holds what was trained and no more.
+        standardised: give the sum of the first and the last layer's tokens, each centred and scaled by its mean and
+            standard deviation over `REFERENCE_PROMPTS`. A sentence encoder's tokens share most of their length, and the
+            last layer's of "left" and "right" are alike (cosine 0.83): without this a decoder learns sides late or
+            never. Needs a frozen tower.
 
     Raises:
         InputError: the folder or name cannot be loaded.
     """
 
-    def __init__(self, name: str, context_length: int = 77, pretrained: bool = True, frozen: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        context_length: int = 77,
+        pretrained: bool = True,
+        frozen: bool = True,
+        standardised: bool = False,
+    ) -> None:
         from transformers import AutoConfig, AutoModel, AutoTokenizer  # slow to import, and only needed here
 
         try:
@@ -239,9 +285,13 @@ class HuggingFaceTextEncoder(TextEncoder):
             model.pooler = None  # unused here: its weights would never get a gradient
         super().__init__(width=model.config.hidden_size, frozen=frozen)
         self.tokenizer = tokenizer
+        if standardised and not frozen:
+            raise InputError("a text encoder that learns cannot be standardised: set frozen, or leave standardised out")
         self.context_length = context_length
+        self.standardised = standardised
         self.tower = model
         self.freeze_if_asked()
+        self._statistics = self._measure() if standardised else None
         if frozen and pretrained:
             self.register_state_dict_post_hook(_leave_tower_out)
             self.register_load_state_dict_pre_hook(_tower_is_there)
@@ -265,7 +315,24 @@ class HuggingFaceTextEncoder(TextEncoder):
 
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
         """See `TextEncoder`."""
-        return self.tower(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        if self._statistics is None:
+            return self.tower(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        layers = zip(self._first_and_last(ids, mask), self._statistics, strict=True)
+        first, last = ((tokens - mean.to(tokens)) / std.to(tokens) for tokens, (mean, std) in layers)
+        return (first + last) / 2**0.5
+
+    def _first_and_last(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.tower(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
+        return found.hidden_states[0], found.last_hidden_state
+
+    @torch.no_grad()
+    def _measure(self) -> list[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation of either layer's features over the tokens of the reference prompts."""
+        ids, mask = self.tokenise(REFERENCE_PROMPTS)
+        longest = int(mask.sum(1).max())
+        ids, mask = ids[:, :longest], mask[:, :longest]
+        real = [tokens[mask] for tokens in self._first_and_last(ids, mask)]
+        return [(tokens.mean(0), tokens.std(0).clamp(min=1e-3)) for tokens in real]
 
 
 def _leave_tower_out(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -1,0 +1,89 @@
+"""The existence score: from the network to a gated mask, the sidecar and the evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from boltzformer.data.prompts import Prompt
+from boltzformer.errors import InputError
+from boltzformer.inference.api import Segmenter
+from boltzformer.inference.existence import EMPTY_LOGIT, ExistenceGate
+from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.metrics.measures.prediction_files import PredictionFolder
+from boltzformer.networks.boltzformer import Prediction
+from monai.data import MetaTensor
+
+from tests.support import BUNDLE, SMALL_NETWORK, body, save_nifti, small_network, write_json
+
+PROMPTS = ["liver in abdominal CT", "aorta"]
+
+
+@pytest.fixture(scope="module")
+def scoring():
+    return small_network(**{"network_def#existence": True})
+
+
+@pytest.fixture(scope="module")
+def volume():
+    return MetaTensor(torch.rand(1, 1, 40, 36, 7, generator=torch.Generator().manual_seed(1)))
+
+
+def test_a_gate_empties_what_is_improbable_and_no_more():
+    logits = torch.tensor([[[[3.0]], [[2.0]]], [[[-9.0]], [[1.0]]]])  # two slices, two prompts
+    existence = torch.tensor([[2.0, -2.0], [-4.0, 0.1]])
+    gated, probability = ExistenceGate(threshold=0.5)(Prediction(logits, existence))
+    assert gated.flatten().tolist() == [3.0, EMPTY_LOGIT, -9.0, 1.0]
+    assert probability.flatten().tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in (2, -2, -4, 0.1)])
+
+
+def test_temperature_changes_the_probability_and_not_the_order():
+    found = Prediction(torch.zeros(1, 1, 1, 1), torch.tensor([[3.0]]))
+    assert ExistenceGate(None, 2.0)(found)[1].item() == pytest.approx(1 / (1 + math.exp(-1.5)))
+
+
+@pytest.mark.parametrize("threshold", [None, 0])
+def test_nothing_is_emptied_without_a_threshold_or_a_score(threshold):
+    logits = torch.ones(1, 1, 2, 2)
+    for score in (None, torch.tensor([[-50.0]])):
+        assert torch.equal(ExistenceGate(threshold)(Prediction(logits, score))[0], logits)
+    assert ExistenceGate(0.9)(Prediction(logits, None))[1] is None
+
+
+@pytest.mark.parametrize("wrong", [{"threshold": 1.5}, {"threshold": -0.1}, {"temperature": 0.0}])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match="existence_"):
+        ExistenceGate(**wrong)
+
+
+def test_scores_of_every_slice_travel_with_the_logits(volume, scoring):
+    result = PromptedSliceInferer(PROMPTS, memory_gb=1e-9)(volume, scoring)
+    scores = result.meta["existence"]
+    assert scores.shape == (2, 7)
+    with torch.no_grad():
+        for k in range(7):
+            expected = scoring.predict(volume.as_tensor()[..., k], PROMPTS).existence.sigmoid()
+            assert torch.allclose(scores[:, k], expected[0])
+    cut = float(scores.flatten().sort().values[6:8].mean())
+    gated = PromptedSliceInferer(PROMPTS, existence=ExistenceGate(cut))(volume, scoring)
+    emptied = (scores < cut)[None, :, None, None]
+    assert torch.equal(gated.as_tensor() > 0, (result.as_tensor() > 0) & ~emptied)
+
+
+def test_sidecar_and_evaluation_know_the_scores(tmp_path, scoring):
+    torch.save(scoring.state_dict(), tmp_path / "model.pt")
+    overlay = write_json(tmp_path / "small.json", {**SMALL_NETWORK, "network_def#existence": True})
+    segmenter = Segmenter.from_bundle(BUNDLE, tmp_path / "model.pt", [overlay], device="cpu", window="soft_tissue")
+    scan = save_nifti(tmp_path / "scan.nii.gz", body(), np.diag([-2.0, -2.0, 3.0, 1.0]))
+    result = segmenter.segment(scan, [Prompt("liver in abdominal CT", "liver")])
+    assert result.existence.shape == (1, 6)
+    result.save(tmp_path / "masks")
+    entry = json.loads((tmp_path / "masks" / "scan.json").read_text())["labels"][0]
+    assert entry["probability"] == max(entry["slice_probability"])
+    folder = PredictionFolder(tmp_path / "masks")
+    assert folder.existence(["scan"], "liver", 2) == pytest.approx(result.existence[0].tolist(), abs=1e-6)
+    assert folder.existence(["scan"], "liver", 0) is None  # slices of another axis
+    assert folder.existence(["scan"], "spleen", 2) is None
