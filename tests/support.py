@@ -48,6 +48,9 @@ SMALL_NETWORK: dict[str, Any] = {
 }
 """An overlay: every part of the network, each as small as it goes (timm's `test_resnet` has 0.4 M weights)."""
 
+SMALL_PARTS = {key: value for key, value in SMALL_NETWORK.items() if key.startswith("network_def#")}
+"""Of these, what inference.json has too."""
+
 
 @contextmanager
 def raises_input_error(match: str) -> Iterator[None]:

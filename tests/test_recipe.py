@@ -17,7 +17,7 @@ from boltzformer.recipe import read_recipe, recipe_for, update_recipe, wording_b
 from boltzformer.recipe_network import build_network, construct, record_definition
 from boltzformer.weights import load_weights, read_checkpoint, read_record, save_atomically, state_digest
 
-from tests.support import BUNDLE, SMALL_NETWORK, body, small_network
+from tests.support import BUNDLE, SMALL_PARTS, body, small_network
 
 INPUT = {"window": "lung", "axis": 1, "num_adjacent": 0, "pixel_size_mm": None}
 TRAINED_ON = {"modalities": ["CT"], "objects": {"liver": ["liver in abdominal CT", "liver"]}}
@@ -147,7 +147,7 @@ def test_api_needs_no_overlay_and_gives_the_same_mask(checkpoint, network, tmp_p
     volume = body((24, 20, 3))
     found = Segmenter.from_bundle(BUNDLE, checkpoint, device="cpu").segment(volume, "liver").label_map
     torch.save(network.state_dict(), tmp_path / "old.pt")
-    told = {**SMALL_NETWORK, "window": "lung", "axis": 1}
+    told = {**SMALL_PARTS, "window": "lung", "axis": 1}
     expected = Segmenter.from_bundle(BUNDLE, tmp_path / "old.pt", device="cpu", **told).segment(volume, "liver")
     assert (found == expected.label_map).all()
     assert found.any()

@@ -11,7 +11,7 @@ from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.masks import combine_masks
 
-from tests.support import BUNDLE, SMALL_NETWORK, body, save_nifti, write_json
+from tests.support import BUNDLE, SMALL_NETWORK, SMALL_PARTS, body, save_nifti, write_json
 
 
 def test_masks_probabilities_and_label_map(segmenter):
@@ -43,7 +43,7 @@ def test_array_and_file_agree(segmenter, tmp_path):
 
 
 def test_relative_overlay_and_override(weights, tmp_path):
-    segmenter = Segmenter.from_bundle(BUNDLE, weights, ["configs/ablation/queries_10.json"], "cpu", **SMALL_NETWORK)
+    segmenter = Segmenter.from_bundle(BUNDLE, weights, ["configs/ablation/queries_10.json"], "cpu", **SMALL_PARTS)
     assert segmenter.inferer.memory_gb == 2.0
     assert segmenter.network.decoder.num_queries == 4
 
@@ -66,7 +66,7 @@ def test_bad_input(segmenter, image, prompts, message):
 
 def test_weights_of_another_network(weights):
     with pytest.raises(InputError, match="belongs to another network"):
-        Segmenter.from_bundle(BUNDLE, weights, device="cpu", **{**SMALL_NETWORK, "network_def#dim": 64})
+        Segmenter.from_bundle(BUNDLE, weights, device="cpu", **{**SMALL_PARTS, "network_def#dim": 64})
 
 
 def test_no_bundle_there(tmp_path):
