@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,8 +62,9 @@ def test_unreadable_label_is_listed(labels_dir):
 
 @pytest.fixture
 def decathlon(labels_dir: Path) -> Path:
-    """The labels as a Decathlon folder; each label map serves as its image."""
-    items = [{"image": f"labels/{p.name}", "label": f"labels/{p.name}"} for p in sorted(labels_dir.glob("*"))]
+    """The labels as a Decathlon folder; a copy of each label map serves as its image."""
+    shutil.copytree(labels_dir, labels_dir.parent / "images")
+    items = [{"image": f"images/{p.name}", "label": f"labels/{p.name}"} for p in sorted(labels_dir.glob("*"))]
     labels = {"0": "background", **{str(k): v for k, v in OBJECTS.items()}}
     content = {"name": "set", "labels": labels, "training": items[:2], "validation": items[2:]}
     (labels_dir.parent / "dataset.json").write_text(json.dumps(content))

@@ -144,10 +144,10 @@ def test_gathering_equals_the_plain_form_and_its_gradients(settings):
         assert torch.allclose(one, other, atol=1e-4)
 
 
-def asked(own_sets=1, density=0.1, **settings):
-    kept = torch.zeros(1, own_sets, 2, 100, dtype=torch.bool)
-    kept[..., : round(100 * density)] = True
-    return torch.randn(1, 2, 16, **settings), Patches.of(torch.randn(1, 16, 10, 10)), kept
+def asked(own_sets=1, density=0.1, side=50, **settings):
+    kept = torch.zeros(1, own_sets, 2, side * side, dtype=torch.bool)
+    kept[..., : round(side * side * density)] = True
+    return torch.randn(1, 2, 16, **settings), Patches.of(torch.randn(1, 16, side, side)), kept
 
 
 def test_chosen_where_no_gradient_is_asked_for():
@@ -171,6 +171,11 @@ def test_dense_above_the_break_even(own_sets, density, gathers):
 def test_dense_above_the_break_even_in_training(density, gathers):
     form = form_for("auto", *asked(1, density, requires_grad=True))
     assert form is (attend_gathered if gathers else attend_dense)
+
+
+def test_a_small_grid_is_dense_in_training():
+    assert form_for("auto", *asked(1, 0.01, side=45, requires_grad=True)) is attend_dense
+    assert form_for("auto", *asked(1, 0.01, side=46, requires_grad=True)) is attend_gathered
 
 
 def test_without_numba_the_same_comes_slower_and_that_is_said(monkeypatch, caplog):
