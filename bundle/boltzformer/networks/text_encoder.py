@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -270,9 +271,10 @@ class HuggingFaceTextEncoder(TextEncoder):
         try:
             config = AutoConfig.from_pretrained(name)
             tokenizer = AutoTokenizer.from_pretrained(name)
-            model = (
-                AutoModel.from_pretrained(name, dtype=torch.float32) if pretrained else AutoModel.from_config(config)
-            )
+            with _quiet_transformers():
+                model = (
+                    AutoModel.from_pretrained(name, dtype=torch.float32) if pretrained else AutoModel.from_config(config)
+                )
         except Exception as error:  # transformers raises OSError, ValueError and more for the same user mistake
             raise InputError(
                 f"Text encoder {name!r} cannot be loaded ({str(error).splitlines()[0]}); "
@@ -333,6 +335,21 @@ class HuggingFaceTextEncoder(TextEncoder):
         ids, mask = ids[:, :longest], mask[:, :longest]
         real = [tokens[mask] for tokens in self._first_and_last(ids, mask)]
         return [(tokens.mean(0), tokens.std(0).clamp(min=1e-3)) for tokens in real]
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without a bar, and without the report on the pooler's weights, which are thrown away here."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
 
 
 def _leave_tower_out(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
