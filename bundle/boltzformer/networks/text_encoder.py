@@ -272,9 +272,10 @@ class HuggingFaceTextEncoder(TextEncoder):
             config = AutoConfig.from_pretrained(name)
             tokenizer = AutoTokenizer.from_pretrained(name)
             with _quiet_transformers():
-                model = (
-                    AutoModel.from_pretrained(name, dtype=torch.float32) if pretrained else AutoModel.from_config(config)
-                )
+                if pretrained:
+                    model = AutoModel.from_pretrained(name, dtype=torch.float32)
+                else:
+                    model = AutoModel.from_config(config)
         except Exception as error:  # transformers raises OSError, ValueError and more for the same user mistake
             raise InputError(
                 f"Text encoder {name!r} cannot be loaded ({str(error).splitlines()[0]}); "
