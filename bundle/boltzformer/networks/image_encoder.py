@@ -93,7 +93,8 @@ class ImageEncoder(nn.Module):
             raise InputError(f"Backbone {self.name!r} gives features with the channels last; choose another.")
         if self.place is not None:
             last = features[-1]
-            features[-1] = last + (self.place * sine_embedding(*last.shape[-2:], last.shape[1], last.device)).to(last)
+            dim, height, width = last.shape[1:]
+            features[-1] = last + (self.place * sine_embedding(height, width, dim, last.device)).to(last)
         return features
 
     def train(self, mode: bool = True) -> ImageEncoder:
