@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -16,15 +14,12 @@ from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
 
 from boltzformer.errors import InputError
-from boltzformer.volumes.checks import check_voxels, read_volume
-from boltzformer.volumes.dicom import find_series
-from boltzformer.volumes.dicom_pixels import read_series
 from boltzformer.volumes.grids import check_affine
 from boltzformer.volumes.itk_files import image_geometry
 from boltzformer.volumes.itk_files import image_voxels as itk_voxels
 from boltzformer.volumes.modality import normal_modality
-from boltzformer.volumes.names import NIFTI_SUFFIXES, volume_suffix
-from boltzformer.volumes.nifti_files import image_affine, image_voxels, open_nibabel
+from boltzformer.volumes.nifti_files import image_affine, image_voxels
+from boltzformer.volumes.paths import checked, open_path
 from boltzformer.volumes.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -59,17 +54,7 @@ def open_volume(
     if affine is not None and not _needs_affine(source):
         raise InputError(f"{_name(source)}: has an affine of its own; give `affine` only with an array or tensor.")
     volume = _open(source, affine, uneven_spacing, series_uid)
-    if volume.voxels.dtype.kind not in "iuf":
-        raise InputError(f"{volume.name}: voxels of type {volume.voxels.dtype}; give integers or floats.")
-    if volume.voxels.ndim != 3:
-        raise InputError(f"{volume.name}: expected 3 dimensions (X, Y, Z), found {volume.voxels.shape}.")
-    if not volume.voxels.size:
-        raise InputError(f"{volume.name}: the volume is empty (shape {volume.voxels.shape}).")
-    check_voxels(volume.voxels, volume.name)
-    wanted = normal_modality(modality)
-    if wanted and volume.modality and wanted != volume.modality:
-        logger.warning("%s: says %s, taken as %s as asked for", volume.name, volume.modality, wanted)
-    return replace(volume, modality=wanted or volume.modality, body_part=body_part or volume.body_part)
+    return checked(volume, modality, body_part)
 
 
 def has_affine(source: Any) -> bool:
@@ -89,8 +74,7 @@ def _open(source: Any, affine: Any, uneven_spacing: str, series_uid: str) -> Vol
     if isinstance(source, Volume):
         return source
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser()
-        return _open_series(path, uneven_spacing, series_uid) if path.is_dir() else _open_file(path)
+        return open_path(source, uneven_spacing, series_uid)
     if isinstance(source, MetaTensor):
         return _open_metatensor(source)
     if isinstance(source, np.ndarray | torch.Tensor):
@@ -111,25 +95,6 @@ def _open(source: Any, affine: Any, uneven_spacing: str, series_uid: str) -> Vol
         f"a {type(source).__name__} is no volume; give a path, an array with an affine, a MetaTensor, or an image of "
         "nibabel or SimpleITK."
     )
-
-
-def _open_file(path: Path) -> Volume:
-    voxels, header = read_volume(path)
-    image = open_nibabel(path) if volume_suffix(path.name) in NIFTI_SUFFIXES else None
-    return Volume(
-        voxels, header.affine, str(path), path, header=image.header if isinstance(image, nib.Nifti1Image) else None
-    )
-
-
-def _open_series(path: Path, uneven_spacing: str, series_uid: str) -> Volume:
-    series = find_series(path, uneven_spacing, series_uid)
-    voxels = read_series(series)
-    try:
-        modality = normal_modality(series.modality, str(path))
-    except InputError as error:
-        logger.warning("%s", error)
-        modality = ""
-    return Volume(voxels, series.affine, str(path), path, series, modality, series.body_part)
 
 
 def _open_metatensor(source: MetaTensor) -> Volume:
