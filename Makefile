@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 LABEL_VENV ?= .venv-label
 DEPLOY_VENV ?= .venv-deploy
 
-.PHONY: help install install-dev install-label install-deploy demo test test-slow test-label test-deploy test-nnunet fuzz mutants lint hooks clean
+.PHONY: help install install-dev install-label install-deploy demo test test-page test-slow test-label test-deploy test-nnunet fuzz mutants lint hooks clean
 
 help:
 	@echo "make demo        install, then train, evaluate and infer a small network on phantoms (CPU, minutes)"
 	@echo "make test        install what tests need and run them"
+	@echo "make test-page   the service's page in a headless Chromium (Debian package chromium)"
 	@echo "make test-slow   the tests that take longer than a minute each"
 	@echo "make test-label  MONAI Label: its environment in $(LABEL_VENV), then its server and client with this bundle"
 	@echo "make test-deploy MONAI Deploy: its environment in $(DEPLOY_VENV), then its operators with this bundle"
@@ -61,6 +62,9 @@ demo: install
 
 test: install-dev
 	$(BIN)/python -m pytest -m "not slow"
+
+test-page: install-dev
+	$(BIN)/python -m pytest tests/apps/service/test_page.py
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow

@@ -14,8 +14,9 @@ from typing import Any
 
 from filelock import Timeout
 
-from boltzformer.apps.findings import Finding, measure
+from boltzformer.apps.findings import Finding
 from boltzformer.apps.record import BatchRecord, request_digest
+from boltzformer.apps.results import as_segmented
 from boltzformer.data.folders import folder_lock
 from boltzformer.data.prompts import Prompt
 from boltzformer.error_report import find_input_error, reason_of
@@ -25,9 +26,8 @@ from boltzformer.inference.formats import output_formats, save_as
 from boltzformer.output_files import check_folder
 from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.nifti_files import check_present
-from boltzformer.volumes.segmented import Algorithm, Segment, SegmentedVolume
+from boltzformer.volumes.segmented import Algorithm, SegmentedVolume
 from boltzformer.volumes.sources import open_volume
-from boltzformer.volumes.write import Grid
 
 logger = logging.getLogger(__name__)
 
@@ -186,18 +186,7 @@ def _segment(
     result = segmenter.segment(
         volume, request.prompts, window=case.get("window"), spacing_known=case.get("spacing_known", True)
     )
-    masks = result.mask_array
-    findings = tuple(measure(masks, request.prompts, Grid.of_volume(volume), result.existence, result.nearest_known))
-    made = SegmentedVolume(
-        case=str(case["case"]),
-        volume=volume,
-        masks=masks,
-        segments=tuple(Segment(prompt.name, prompt.text) for prompt in request.prompts),
-        algorithm=request.algorithm,
-        label_map=result.label_map,
-        findings=tuple(finding.as_dict() for finding in findings),
-    )
-    return made, findings
+    return as_segmented(result, str(case["case"]), request.algorithm)
 
 
 @contextmanager

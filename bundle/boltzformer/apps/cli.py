@@ -25,6 +25,7 @@ from boltzformer.apps import (
     publish,
     runs,
     segment,
+    serve,
     small_proof,
     statistics,
     trace,
@@ -38,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("segment")(segment.main)
+app.command("serve")(serve.main)
 app.command("info")(info.main)
 app.command("doctor")(doctor.main)
 app.command("train")(runs.train)

@@ -68,8 +68,8 @@ def main(
     with one_line_errors():
         wanted = _wanted(prompts or [], prompt_list)
         chosen = _chosen_formats(formats)
-        limits = None if window is None else _window(window)
-        place = None if device is None else _device(device)
+        limits = None if window is None else window_of(window)
+        place = None if device is None else device_of(device)
         if uneven_spacing not in ("refuse", "warn"):
             raise InputError(f"--uneven-spacing is {uneven_spacing!r}: expected refuse or warn.")
         file = weights or shipped_weights()
@@ -115,8 +115,12 @@ def _chosen_formats(names: list[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def _window(text: str) -> str | list[float]:
-    """A window's name or two numbers; nothing else passes on to the config, which would evaluate some texts."""
+def window_of(text: str) -> str | list[float]:
+    """A window's name or two numbers; nothing else passes on to the config, which would evaluate some texts.
+
+    Raises:
+        InputError: it is neither.
+    """
     if "," in text:
         try:
             lower, upper = (float(part) for part in text.split(","))
@@ -128,7 +132,12 @@ def _window(text: str) -> str | list[float]:
     return text
 
 
-def _device(text: str) -> torch.device:
+def device_of(text: str) -> torch.device:
+    """A device that can be used.
+
+    Raises:
+        InputError: it is unknown, or not there.
+    """
     try:
         device = torch.device(text)
         torch.empty(0, device=device)
