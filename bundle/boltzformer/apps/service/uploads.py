@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -67,7 +67,8 @@ class Upload:
         told = message.replace(str(self.folder) + "/", "")
         for ours, theirs in self.names.items():
             if ours in told:
-                told = re.sub(rf"(?<![\w.-]){re.escape(ours)}(?![\w-])", lambda _, name=theirs: name, told)
+                literal = theirs.replace("\\", r"\\")  # a name is no pattern
+                told = re.sub(rf"(?<![\w.-]){re.escape(ours)}(?![\w-])", literal, told)
         return " ".join(told.replace(str(self.folder), "the upload").split())
 
 
@@ -116,11 +117,12 @@ class _Parts:
         self.upload, self.limits = upload, limits
         self.ended = False
         self._patterns: dict[str, str] = {}
-        self._header, self._value, self._headers = b"", b"", {}
+        self._header, self._value = b"", b""
+        self._headers: dict[Any, Any] = {}
         self._file: BinaryIO | None = None
         self._field: tuple[str, bytearray] | None = None
 
-    def callbacks(self) -> dict[str, Callable[..., None]]:
+    def callbacks(self) -> Any:
         return {
             "on_part_begin": self._begin,
             "on_header_field": self._header_field,
