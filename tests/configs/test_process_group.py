@@ -12,6 +12,7 @@ from tests.support import BUNDLE
 # The command itself, in an interpreter that goes on when it is done.
 SCRIPT = """
 import runpy
+import time
 from pathlib import Path
 import torch.distributed as dist
 
@@ -19,6 +20,10 @@ def threads():
     return sum("gloo" in path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
 
 dist.init_process_group("gloo")
+for _ in range(200):  # a thread gives itself its name a moment after it has begun
+    if threads():
+        break
+    time.sleep(0.05)
 assert threads() > 0
 dist.destroy_process_group()
 runpy.run_module("monai.bundle", run_name="__main__")

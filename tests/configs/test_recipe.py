@@ -38,6 +38,8 @@ def test_recipe_of_a_training(trained):
         "type": "ImageEncoder",
         "name": "test_resnet",
         "freeze_batch_norm": False,
+        "window_sizes": None,
+        "add_position": False,
     }
     assert recipe["trained_on"]["modalities"] == ["CT"]
     assert recipe["trained_on"]["body_parts"] == ["chest"]
