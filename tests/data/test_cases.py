@@ -107,6 +107,7 @@ def test_several_datasets_are_joined(write_datalist, tmp_path):
         (_decathlon([_item("a", annotated="some")]), "annotated"),
         (_decathlon([_item("a")], validation=[_item("a")]), "both the training and the validation"),
         (_decathlon([_item("a"), _item("b"), _item("a")]), "a.nii.gz is listed twice"),
+        (_decathlon([_item("a", image="")]), "must be one file name"),
         (_decathlon([_item("b"), _item("a", label="imagesTr/a.nii.gz")]), "is image and label of one item"),
     ],
 )

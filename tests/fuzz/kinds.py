@@ -109,7 +109,7 @@ def volume_dicom(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
         else:
             (folder / m.pick(draw, ["notes.txt", "DICOMDIR", "I009", "x.dcm"])).write_bytes(draw.bytes(300))
     if draw.random() < 0.3 and any(folder.iterdir()):
-        done = tools.segment(folder, sandbox.out, "liver", "-f", m.pick(draw, ["dicom-seg", "rtstruct", "seg.nrrd"]))
+        done = tools.segment(folder, sandbox.out, "-f", m.pick(draw, ["dicom-seg", "rtstruct", "seg.nrrd"]))
         check_record(sandbox, done.code, folder)
         return done
     return _segmented(sandbox, draw, tools, folder)
@@ -149,7 +149,7 @@ def prompt_list(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
         content, suffix = m.table_bytes(rows, draw), ".csv"
     path = sandbox.given / f"prompts{suffix}"
     path.write_bytes(content)
-    done = tools.segment(scan, sandbox.out, "--prompt-list", path)
+    done = tools.segment(scan, sandbox.out, "--prompt-list", path, prompts=())
     check_record(sandbox, done.code, scan)
     return done
 
@@ -158,10 +158,10 @@ def _dataset(sandbox: Sandbox, draw: m.Draw) -> dict[str, Any]:
     """Two cases in Decathlon layout, and predictions of the first."""
     for folder in ("imagesTr", "labelsTr", "predictions"):
         (sandbox.given / folder).mkdir()
+    (sandbox.given / "predictions" / "c1.nii").write_bytes(label_map(3))
     for k in range(2):
         (sandbox.given / "imagesTr" / f"c{k}.nii").write_bytes(nifti())
         (sandbox.given / "labelsTr" / f"c{k}.nii").write_bytes(label_map(k))
-        (sandbox.given / "predictions" / f"c{k}.nii").write_bytes(label_map(k + 2))
     items = [{"image": f"imagesTr/c{k}.nii", "label": f"labelsTr/c{k}.nii", "patient": f"p{k}"} for k in range(2)]
     names = {"0": "background", "1": "liver", "2": "left kidney"}
     content = {"name": "Task03_Liver", "modality": {"0": "CT"}, "labels": names, "training": items[:1]}
@@ -260,7 +260,7 @@ def weights(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
             del state[key]
         record = json.loads(json.dumps(m.damage_json(_recipe(tools), draw))) if draw.random() < 0.5 else _recipe(tools)
         save_atomically(state, path, record if isinstance(record, dict) else {})
-    done = tools.segment(scan, sandbox.out, "liver", "--weights", path, fresh_network=True)
+    done = tools.segment(scan, sandbox.out, "--weights", path, fresh_network=True)
     check_record(sandbox, done.code, scan)
     return done
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.fuzz import kinds
 from tests.fuzz.sandbox import Sandbox, check_grid, check_record
-from tests.fuzz.tools import AFFINE, SHAPE, Finished
+from tests.fuzz.tools import AFFINE, SHAPE, Finished, Tools, nifti, series
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,3 +73,57 @@ def test_a_traceback_and_an_odd_code_are_noticed():
     assert Finished(0, "").judge().problems == []
     assert Finished(1, "Traceback (most recent call last):").judge().problems == ["a traceback reached the user"]
     assert Finished(3, "").judge().problems == ["exit code 3", "code 3 without a word"]
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory) -> Iterator[Tools]:
+    logger = logging.getLogger("boltzformer")
+    before = (logger.level, logger.propagate)
+    made = Tools(tmp_path_factory.mktemp("tools"))
+    yield made
+    logger.removeHandler(made.unexplained)
+    logger.setLevel(before[0])
+    logger.propagate = before[1]
+
+
+def _scan(box: Sandbox) -> Path:
+    (box.given / "a.nii").write_bytes(nifti())
+    return box.given / "a.nii"
+
+
+def _dataset(box: Sandbox) -> Path:
+    (box.given / "dataset.json").write_text(json.dumps(kinds._dataset(box, np.random.default_rng(0))))
+    return box.given
+
+
+def _series(box: Sandbox, tools: Tools) -> Path:
+    (box.given / "series").mkdir()
+    for k, content in enumerate(series(tools.folder)):
+        (box.given / "series" / f"I{k}.dcm").write_bytes(content)
+    return box.given / "series"
+
+
+WHOLE = {
+    "command": lambda b, t: t.segment(_scan(b), b.out),
+    "config": lambda b, t: t.infer(_scan(b), b.out, kinds._prompt_list(b)),
+    "dicom": lambda b, t: t.segment(_series(b, t), b.out, "-f", "dicom-seg"),
+    "prompt list": lambda b, t: t.segment(_scan(b), b.out, "--prompt-list", kinds._prompt_list(b), prompts=()),
+    "weights": lambda b, t: t.segment(_scan(b), b.out, "--weights", t.checkpoint, fresh_network=True),
+    "safetensors": lambda b, t: t.segment(_scan(b), b.out, "--weights", t.safetensors, fresh_network=True),
+    "statistics": lambda b, t: t.shell("statistics", _dataset(b), "--output-dir", b.out),
+    "cache": lambda b, t: t.shell("cache", _dataset(b), "--cache-dir", b.out, "--seconds", 0),
+    "dataset": lambda b, t: t.segment(_dataset(b), b.out),
+    "evaluation": lambda b, t: t.shell(
+        *("evaluate-predictions", b.given / "predictions", _dataset(b), "--pictures", 0, "--output-dir", b.out)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_inputs_are_done(tools, tmp_path, name):
+    """Otherwise every damaged one would be refused for a reason that has nothing to do with its damage."""
+    box = Sandbox(tmp_path / "box")
+    tools.box = box
+    done = WHOLE[name](box, tools)
+    assert (done.code, done.problems, box.problems) == (0, [], []), done.output
+    assert box.written()

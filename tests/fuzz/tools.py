@@ -129,14 +129,20 @@ class Tools:
         finished.problems += self.unexplained.found
         return finished.judge()
 
-    def segment(self, source: Path, out: Path, *arguments: object, fresh_network: bool = False) -> Finished:
+    def segment(
+        self,
+        source: Path,
+        out: Path,
+        *options: object,
+        prompts: tuple[str, ...] = ("liver",),
+        fresh_network: bool = False,
+    ) -> Finished:
         """`boltzformer segment` with the small network, the one in memory unless `fresh_network`."""
         segment_command._make_segmenter = self._make_segmenter if fresh_network else lambda *_: self.segmenter
-        arguments = arguments or ("liver",)
-        if "--weights" not in arguments:
-            arguments = (*arguments, "--weights", self.checkpoint)
+        if "--weights" not in options:
+            options = (*options, "--weights", self.checkpoint)
         try:
-            return self.shell("segment", "-o", out, "--device", "cpu", *arguments, "--", source)
+            return self.shell("segment", "-o", out, "--device", "cpu", *options, "--", source, *prompts)
         finally:
             segment_command._make_segmenter = self._make_segmenter
 

@@ -354,7 +354,8 @@ def test_best_is_the_highest_dice_not_the_last_and_not_the_lowest_loss(make_run,
 def test_a_state_of_other_entries_is_one_line(make_run, tmp_path):
     make_run(tmp_path, max_epochs=1).trainer.run()
     whole = torch.load(tmp_path / "last.pt", weights_only=True)
-    for key, value in (("progress", None), ("network", 5), ("random", []), ("states", {"optimizer": 1}), ("best", 0)):
+    others = {"progress": None, "network": 5, "random": [], "states": {"optimizer": 1}, "best": {"best_metric": "a"}}
+    for key, value in others.items():
         save_atomically({**whole, key: value}, tmp_path / "last.pt")
         with pytest.raises(InputError, match=r"last\.pt"):
             make_run(tmp_path, max_epochs=2, resume=True).trainer.run()

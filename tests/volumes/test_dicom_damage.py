@@ -114,6 +114,8 @@ def test_an_intercept_without_a_slope(series, array):
         ({"ImageOrientationPatient": [1, 0, 0]}, "expected 6 finite numbers"),
         ({"ImagePositionPatient": [1, 2]}, "expected 3 finite numbers"),
         ({"RescaleSlope": 0}, "RescaleSlope is 0"),
+        ({"NumberOfFrames": [2, 0, 0]}, "NumberOfFrames is .*expected 1 finite number"),
+        ({"Rows": 65535}, "fewer than its 20 x 65535 pixels need"),
     ],
 )
 def test_odd_headers_name_the_file_and_the_cause(tmp_path, array, tags, message):

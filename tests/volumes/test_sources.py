@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 
 import nibabel as nib
@@ -107,6 +108,21 @@ def test_units_of_the_header(tmp_path, unit, factor):
     volume = open_volume(tmp_path / "a.nii")
     np.testing.assert_allclose(volume.affine[:3], AFFINE[:3] * factor, rtol=1e-6)
     np.testing.assert_allclose(check_volume(tmp_path / "a.nii").spacing, np.array([0.7, 0.8, 3]) * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "ß" * 200, "a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have_is_one_error(tmp_path, name):
+    from boltzformer.data.cases import load_cases
+
+    items = [{"image": f"{name}.nii", "label": "l.nii"}]
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"1": "a"}, "training": items}))
+    with pytest.raises(InputError, match="`image` is no file name"):
+        load_cases(tmp_path, validation_share=0)
+
+
+def test_a_unit_that_nifti_does_not_know_is_taken_as_mm(tmp_path):
+    path = _with_bytes(tmp_path / "a.nii", ARRAY, 123, bytes([7]))
+    assert open_volume(path).spacing == (1, 1, 1)
 
 
 def _with_bytes(path, array, start, content):

@@ -119,3 +119,11 @@ def test_the_series_travels_with_the_volume(tmp_path):
     assert volume.series.files == volume.files == find_series(tmp_path / "s").files
     assert (volume.modality, volume.body_part) == ("CT", "LIVER")
     assert Grid.of_path(tmp_path / "s").shape == ARRAY.shape
+
+
+def test_an_axis_longer_than_nifti_1_holds(tmp_path):
+    affine = np.diag([1.0, 2.0, 3.0, 1.0])
+    Grid((2, 40_000, 1), affine, "the array").write(np.zeros((2, 40_000, 1), np.uint8), tmp_path / "a.nii.gz")
+    image = nib.load(tmp_path / "a.nii.gz")
+    assert image.shape == (2, 40_000, 1)
+    assert np.allclose(image.affine, affine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ _BODY_PARTS = (
 
 UNKNOWN = "unknown"
 Case = dict[str, Any]
+_LONGEST_NAME = 255
 
 
 def read_item(
@@ -70,6 +72,8 @@ def read_item(
             continue
         if not isinstance(name, str) or not name:
             raise InputError(f"{where}: `{key}` must be one file name, found {name!r}.")
+        if not _is_file_name(name):
+            raise InputError(f"{where}: `{key}` is no file name: {name[:40]!r} ({len(name)} characters).")
         case[key] = str((path.parent / name).resolve())
     dataset = content.get("name") or (path.parent.name if path.name == "dataset.json" else path.stem)
     case["patient"] = _patient(item, case["image"], pattern, where)
@@ -93,6 +97,15 @@ def read_item(
     if spacing == UNKNOWN:
         case["spacing_known"] = False
     return case
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether the system could hold a file of this name: it raises errors of its own where not."""
+    try:
+        parts = [os.fsencode(part) for part in Path(name).parts]
+    except UnicodeEncodeError:
+        return False
+    return all(len(part) <= _LONGEST_NAME and b"\0" not in part for part in parts)
 
 
 def _guess_body_part(dataset: str, content: Mapping[str, Any]) -> str:

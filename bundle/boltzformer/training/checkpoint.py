@@ -259,7 +259,7 @@ class RunCheckpoint:
             engine.scaler.load_state_dict(content["scaler"])
         if self.validator is not None:
             for name, value in content["best"].items():
-                setattr(self.validator.state, name, value)
+                setattr(self.validator.state, name, (int if name.endswith("epoch") else float)(value))
         _set_position(engine, content["progress"]["iteration"])
         restore_random_state(content["random"], engine.state.device)
         logger.info(

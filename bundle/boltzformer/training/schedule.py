@@ -51,7 +51,7 @@ class WarmupCosine(LambdaLR):
         """Take up an earlier run's position."""
         self.last_epoch = state_dict.get("step", state_dict.get("last_epoch", 0))
         self._step_count = self.last_epoch + 1
-        self.base_lrs = list(state_dict["base_lrs"])
+        self.base_lrs = [float(rate) for rate in state_dict["base_lrs"]]
         self._last_lr = list(state_dict.get("last_lr", state_dict.get("_last_lr", self.base_lrs)))
         anchor = state_dict.get("anchor")
         self.anchor = None if anchor is None else (int(anchor[0]), float(anchor[1]))

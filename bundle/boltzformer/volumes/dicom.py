@@ -127,16 +127,21 @@ def _uid(header: Dataset) -> str:
 def _check_one_series(headers: dict[Path, Dataset], folder: Path) -> None:
     described: dict[str, str] = {}
     for file, header in headers.items():
-        if int(header.get("NumberOfFrames", 1) or 1) > 1:
+        if _count(header, "NumberOfFrames", file) > 1:
             raise InputError(
                 f"{file}: holds a multi-frame DICOM image; convert it to NIfTI first (dcm2niix does) and give that."
             )
-        if int(header.get("SamplesPerPixel", 1) or 1) != 1:
+        if _count(header, "SamplesPerPixel", file) != 1:
             raise InputError(f"{file}: is a colour image; give the grey values of a CT or MR series.")
         described[_uid(header)] = str(header.get("SeriesDescription", "") or "no description")
     if len(described) > 1:
         listed = "; ".join(f"{uid} ({text})" for uid, text in list(described.items())[:_MAX_LISTED])
         raise InputError(f"{folder}: holds {len(described)} series: {listed}. Name the folder of one of them.")
+
+
+def _count(header: Dataset, tag: str, file: Path) -> float:
+    """A number of frames or samples; 1 where the file does not say."""
+    return 1 if header.get(tag) in (None, "") else read_numbers(header, tag, 1, file)[0]
 
 
 def _in_order(headers: dict[Path, Dataset], folder: Path) -> tuple[tuple[Path, ...], np.ndarray]:

@@ -19,7 +19,7 @@ _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality"),
     *("BodyPartExamined", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
     *("NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept"),
+    *("RescaleSlope", "RescaleIntercept", "BitsAllocated"),
 )
 _DICOM_ENDINGS = {".dcm", ".dicom", ".ima"}
 
@@ -103,7 +103,12 @@ def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str]) ->
         contents.damaged[file] = f"has a header that cannot be read ({error or type(error).__name__})"
         return
     name = UID(kind).name
-    if has_size and (name == kind or "Image Storage" in name):  # a class without a name is a private one
+    short = _missing_pixels(file, header) if has_size else ""
+    if short:
+        contents.damaged[file] = short
+        if uid:
+            contents.series_of_damaged[file] = uid
+    elif has_size and (name == kind or "Image Storage" in name):  # a class without a name is a private one
         contents.images[file] = header
     elif kind and name != kind and "Image Storage" not in name:
         contents.others[file] = f"is no image ({name})"
@@ -111,6 +116,19 @@ def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str]) ->
         contents.damaged[file] = "has no Rows and Columns, so it is cut or damaged"
         if uid:
             contents.series_of_damaged[file] = uid
+
+
+def _missing_pixels(file: Path, header: Dataset) -> str:
+    """Says so where an uncompressed file is shorter than its pixels: a decoder would make up the rest."""
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    try:
+        if syntax is None or UID(syntax).is_compressed:
+            return ""
+        needed = int(header.Rows) * int(header.Columns) * int(header.get("BitsAllocated") or 16) // 8
+    except (TypeError, ValueError) as error:
+        return f"has a header that cannot be read ({error})"
+    found = file.stat().st_size
+    return f"has {found} bytes, fewer than its {header.Columns} x {header.Rows} pixels need" if found < needed else ""
 
 
 def _why_no_dicom(file: Path) -> str:

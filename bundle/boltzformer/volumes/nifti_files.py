@@ -17,7 +17,7 @@ from boltzformer.errors import InputError
 from boltzformer.volumes.grids import check_affine
 from boltzformer.volumes.names import volume_suffix
 
-_MM_OF_UNIT = {"meter": 1000.0, "micron": 0.001}
+_MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes of metre and micrometre
 
 
 def image_affine(image: Any, where: str) -> np.ndarray:
@@ -28,7 +28,7 @@ def image_affine(image: Any, where: str) -> np.ndarray:
     """
     affine = check_affine(image.affine, where)
     if isinstance(image, nib.Nifti1Image):
-        affine[:3] *= _MM_OF_UNIT.get(image.header.get_xyzt_units()[0], 1.0)
+        affine[:3] *= _MM_OF_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)  # nibabel fails on codes that are none
     return affine
 
 

@@ -29,6 +29,7 @@ GRID_FIELDS = (
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
 )
 _MM = 2  # NIfTI's code
+_LONGEST_AXIS = 32767  # of NIfTI-1
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +162,8 @@ def is_ours(path: Path) -> bool:
 
 def _image(array: np.ndarray, affine: np.ndarray, source: nib.Nifti1Header | None) -> nib.Nifti1Image:
     if source is None:
-        image = nib.Nifti1Image(array, affine, dtype=array.dtype)
+        kind = nib.Nifti1Image if max(array.shape) <= _LONGEST_AXIS else nib.Nifti2Image
+        image = kind(array, affine, dtype=array.dtype)
         image.set_sform(affine, 1)
         if is_sheared(array.shape, affine):
             image.set_qform(None, 0)
