@@ -140,14 +140,15 @@ def _source_of(result: Path, out: Path, source: Path) -> Path:
 def check_grid(sandbox: Sandbox, result: Path, source: Path) -> None:
     """The result's shape and geometry are the source's, as another reader sees it; its values are a mask's."""
     image = nib.load(result)
+    of_series = source.is_dir() and source.name not in (result.parent.name, result.name.split(".")[0])
     voxels = np.asarray(image.dataobj)
     if voxels.dtype != np.uint8 or voxels.max(initial=0) > 8:
         sandbox.problems.append(f"{result.name}: {voxels.dtype} up to {voxels.max(initial=0)} is no mask")
+    if of_series:
+        return  # one of several series, which the folder alone does not tell apart
     try:
         shape, affine = plain_grid(source)
     except Exception as error:
-        if source.is_dir() and result.parent.name != source.name and result.name.split(".")[0] != source.name:
-            return  # one of several series, which the folder alone does not tell apart
         sandbox.problems.append(f"{source}: was read, but another reader says {type(error).__name__}: {error}")
         return
     if tuple(image.shape) != tuple(shape):

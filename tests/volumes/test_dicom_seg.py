@@ -157,6 +157,11 @@ def test_what_cannot_be_referred_to_is_refused(tmp_path):
     lacking = write_small_series(tmp_path / "lacking", straight(3), without=["StudyInstanceUID"])
     with pytest.raises(InputError, match="has no StudyInstanceUID"):
         make_dicom_seg(segmented(lacking, masks, ["nodule"]))
+    private = write_small_series(tmp_path / "private", straight(3), SOPClassUID="1.2.840.99.1")
+    made = segmented(files, masks, ["nodule"])
+    object.__setattr__(made.volume.series, "files", private)
+    with pytest.raises(InputError, match="no DICOM SEG can refer to this series"):
+        make_dicom_seg(made)
 
 
 def test_every_code_of_the_table_is_in_dicoms_dictionary():

@@ -207,3 +207,13 @@ def test_a_pipe_or_a_device_is_no_volume_and_is_not_waited_for(tmp_path, name):
     (tmp_path / f"zero{name}").symlink_to("/dev/zero")
     with pytest.raises(InputError, match="is no plain file"):
         open_volume(tmp_path / f"zero{name}")
+
+
+def test_an_nrrd_with_a_word_beyond_its_reader(tmp_path):
+    content = NRRD.format(3).replace("encoding", f"kinds: {'x' * 2000}\nencoding").encode() + bytes(8)
+    (tmp_path / "a.nrrd").write_bytes(content)  # ended the process with SIGSEGV
+    with pytest.raises(InputError, match="a header entry of over"):
+        open_volume(tmp_path / "a.nrrd")
+    long = NRRD.format(3).replace("encoding", f"Segment0_Tags:={'y' * 9000}\nencoding").encode() + bytes(8)
+    (tmp_path / "a.nrrd").write_bytes(long)
+    assert open_volume(tmp_path / "a.nrrd").voxels.shape == (2, 2, 2)

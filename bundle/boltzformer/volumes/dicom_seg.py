@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
+from boltzformer.errors import InputError
 from boltzformer.volumes.dicom_source import (
     MANUFACTURER,
     SERIES_NUMBER_OFFSET,
@@ -45,7 +46,12 @@ def make_dicom_seg(volume: SegmentedVolume) -> Dataset:
     headers = source_headers(volume)
     with warnings.catch_warnings():  # highdicom's warnings quote the patient's name, which belongs in no log
         warnings.simplefilter("ignore")
-        made = _segmentation(volume, headers)
+        try:
+            made = _segmentation(volume, headers)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:  # a header that the standard does not know
+            raise InputError(
+                f"{volume.volume.name}: no DICOM SEG can refer to this series ({error}); choose another format."
+            ) from error
     made.ContentCreatorName = ""  # type 2: no person drew this
     return made
 

@@ -13,6 +13,7 @@ from boltzformer.volumes.grids import check_affine, lps_affine
 
 _HEADER_BYTES = 1 << 16
 _LONGEST_LINE = 4096
+_LONGEST_WORD = 200
 
 
 def image_geometry(image: sitk.Image | sitk.ImageFileReader, where: str) -> tuple[tuple[int, ...], np.ndarray]:
@@ -69,6 +70,10 @@ def _check_text_header(path: Path) -> None:
         found = stated[0].decode("ascii", "replace").strip()[:40]
         raise InputError(f"{path}: the header states {found} dimensions; export the volume again.")
     is_meta = path.suffix.lower() in (".mha", ".mhd")  # NRRD's header may hold long lines of its own
+    fields = [line for line in text.split(b"\n") if b":" in line and b":=" not in line and line[:1] != b"#"]
+    known = [line for line in fields if not re.match(rb"(content|data ?file|sample units)\s*:", line, re.IGNORECASE)]
+    if not is_meta and any(len(word) > _LONGEST_WORD for line in known for word in line.split()):
+        raise InputError(f"{path}: cannot be read as a volume (a header entry of over {_LONGEST_WORD} bytes).")
     if is_meta and max(map(len, text.split(b"\n"))) > _LONGEST_LINE:
         raise InputError(f"{path}: cannot be read as a volume (a header line of over {_LONGEST_LINE} bytes).")
 
