@@ -162,3 +162,14 @@ def test_a_pipe_among_the_slices_is_not_waited_for(series, tmp_path):
     os.mkfifo(series.folder / "I999.dcm")
     with pytest.raises(InputError, match="is no plain file"):
         find_series(series.folder)
+
+
+def test_a_damaged_slice_with_a_damaged_series_uid_is_not_dropped(series):
+    """Two of three slices left are evenly spaced, whichever is lost."""
+    uid = series.uid
+    for file in series.files[3:]:
+        file.unlink()
+    assert len(find_series(series.folder, uid=uid).files) == 3
+    _change(series.files[1], Rows=None, SeriesInstanceUID="0")
+    with pytest.raises(InputError, match="1 of 3 slices are damaged"):
+        find_series(series.folder, uid=uid)

@@ -96,11 +96,14 @@ def find_series(folder: str | Path, uneven_spacing: str = "refuse", uid: str = "
 def series_of(contents: FolderContents, folder: Path, uneven_spacing: str = "refuse", uid: str = "") -> DicomSeries:
     """The one series of surveyed files; arguments, result and errors as of `find_series`."""
     headers = {file: header for file, header in contents.images.items() if not uid or _uid(header) == uid}
-    damaged = {
-        file: reason
-        for file, reason in contents.damaged.items()
-        if not uid or contents.series_of_damaged.get(file, uid) == uid
-    }
+    others = {_uid(header) for header in contents.images.values()} - {uid}
+    folders = {file.parent for file in headers}
+    damaged = {}
+    for file, reason in contents.damaged.items():
+        stated = contents.series_of_damaged.get(file, uid)
+        # damage may have reached the UID itself: what lies among the slices and names no other series is one of them
+        if not uid or stated == uid or (stated not in others and file.parent in folders):
+            damaged[file] = reason
     if damaged:
         listed = "; ".join(f"{file} {reason}" for file, reason in list(damaged.items())[:_MAX_LISTED])
         raise InputError(
