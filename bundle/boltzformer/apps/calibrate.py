@@ -99,9 +99,9 @@ def calibrate(rows: list[dict[str, Any]], old_temperature: float = 1.0) -> dict[
     gated = {float(t): volume_dice(scored, float(t))["gated"] for t in THRESHOLDS}
     threshold = max(gated, key=lambda t: gated[t])
     calibrated = np.array([row["existence"] for row in scored])
-    empty = np.array([row["predicted_pixels"] == 0 for row in rows]) | (calibrated < threshold)
-    left_empty = [row["predicted_pixels"] == 0 for row in rows if not row["label_pixels"]]
-    described = describe_existence(scored) or {}
+    empty = np.array([row["predicted_pixels"] == 0 for row in rows])
+    described = describe_existence(scored)
+    assert described is not None  # every row has a score
     return {
         "slices": len(rows),
         "temperature": round(temperature, 4),
@@ -109,8 +109,8 @@ def calibrate(rows: list[dict[str, Any]], old_temperature: float = 1.0) -> dict[
         "auroc": described["auroc"],
         "ece_before": calibration_error(probability, present),
         "ece": described["ece"],
-        "specificity_ungated": float(np.mean(left_empty)),
-        "specificity": float(empty[~present].mean()),
+        "specificity_ungated": float(empty[~present].mean()),
+        "specificity": float((empty | (calibrated < threshold))[~present].mean()),
         "sensitivity": float((calibrated >= threshold)[present].mean()),
         **{f"volume_dice_{name}": value for name, value in volume_dice(scored, threshold).items() if name != "n"},
     }

@@ -43,25 +43,24 @@ def run_bundle(run_id: str, config: str, folders: dict[str, str]) -> float:
     files = f"['configs/{config}.json','configs/demo.json']"
     command = [sys.executable, "-m", "monai.bundle", "run", run_id, "--config_file", files]
     command += [part for key, value in folders.items() for part in (f"--{key}", value)]
-    console.print(f"[bold]$ cd {bundle_folder()} && python {' '.join(command[1:])}[/bold]", highlight=False)
-    start = time.monotonic()
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    finished = subprocess.run(command, cwd=bundle_folder(), env=environment, check=False)
-    if finished.returncode:
-        print_error(f"{run_id} ended with exit code {finished.returncode}; the lines above say why.")
-        raise typer.Exit(finished.returncode)
-    return time.monotonic() - start
+    return _run(run_id, command, f"cd {bundle_folder()} && python {' '.join(command[1:])}")
 
 
 def segment_sample(folder: Path) -> float:
     """Run `boltzformer segment` with the shipped weights on a real CT; seconds that it took."""
     command = [sys.executable, "-m", "boltzformer", "segment", str(SAMPLE), *SAMPLE_PROMPTS, "--modality", "CT"]
     command += ["--body-part", "head and neck", "-o", str(folder), "-f", "nifti", "-f", "png", "-f", "json"]
-    console.print(f"[bold]$ boltzformer {shlex.join(command[3:])}[/bold]", highlight=False)
+    return _run("segment", command, f"boltzformer {shlex.join(command[3:])}")
+
+
+def _run(name: str, command: list[str], shown: str) -> float:
+    """Run a command in the bundle, ending the demo with its exit code where it fails; seconds that it took."""
+    console.print(f"[bold]$ {shown}[/bold]", highlight=False)
     start = time.monotonic()
-    finished = subprocess.run(command, cwd=bundle_folder(), check=False)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    finished = subprocess.run(command, cwd=bundle_folder(), env=environment, check=False)
     if finished.returncode:
-        print_error(f"segment ended with exit code {finished.returncode}; the lines above say why.")
+        print_error(f"{name} ended with exit code {finished.returncode}; the lines above say why.")
         raise typer.Exit(finished.returncode)
     return time.monotonic() - start
 

@@ -25,6 +25,7 @@ from boltzformer.data.prompts import Prompt, make_prompts
 from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError
 from boltzformer.inference.canvas import KNOWN_SPACING
+from boltzformer.inference.existence import EXISTENCE_KEY
 from boltzformer.inference.kinds import like_source
 from boltzformer.inference.known_terms import KnownTerms, known_terms_of
 from boltzformer.inference.load import LoadVolumed
@@ -81,7 +82,7 @@ class Segmentation:
     @property
     def existence(self) -> np.ndarray | None:
         """Probability in [0, 1] that each object is in a slice, (P, slices); None where the network gives none."""
-        scores = self.item.get("existence")
+        scores = self.item.get(EXISTENCE_KEY)
         return None if scores is None else torch.as_tensor(scores).float().cpu().numpy()
 
     @property

@@ -109,6 +109,7 @@ class BoltzFormer(PromptedNetwork):
             form=form,
         )
         self.pigma = PiGMA(num_queries, pigma_channels) if use_pigma else None
+        self.scores_existence = existence
         self.existence = ExistenceHead(dim, num_heads) if existence else None
         self._seeded_noise = SeededNoise()
 

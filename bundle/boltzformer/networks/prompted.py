@@ -91,6 +91,9 @@ class PromptedNetwork(nn.Module, ABC):
         InputError: `image_size` is no multiple of 32.
     """
 
+    scores_existence = False
+    """Whether it scores that the object is in the slice; `Decoded.existence` is None where it does not."""
+
     pyramid_levels = 4
     """Levels of the pixel decoder, from stride 32 on; a level without use would have weights that never learn."""
 
@@ -113,7 +116,7 @@ class PromptedNetwork(nn.Module, ABC):
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
         self.text_projection = nn.Linear(text_encoder.width, dim)
-        if getattr(text_encoder, "standardised", False):  # keep their variance of 1: as loud as the queries
+        if text_encoder.standardised:  # keep their variance of 1: as loud as the queries
             nn.init.normal_(self.text_projection.weight, std=text_encoder.width**-0.5)
         channels = image_encoder.channels[-self.pyramid_levels :]
         self.pixel_decoder = PixelDecoder(

@@ -96,6 +96,9 @@ class TextEncoder(nn.Module, ABC):
         frozen: keep the weights as they are and cache every prompt's embedding.
     """
 
+    standardised = False
+    """Whether the features of the tokens have mean 0 and variance 1."""
+
     def __init__(self, width: int, frozen: bool) -> None:
         super().__init__()
         self.width = width
