@@ -55,6 +55,7 @@ class Segmentation:
         given: what was given to segment; the masks come back as the same kind of image.
         nearest_known: prompt's name -> the nearest `term` that the network was trained on, its nearest `wording`, the
             `distance`, and whether that is `far`; None where the checkpoint does not say.
+        computation: how the masks were computed, see `boltzformer.inference.precision`.
     """
 
     prompts: list[Prompt]
@@ -63,6 +64,7 @@ class Segmentation:
     source: Volume
     given: Any = None
     nearest_known: Mapping[str, Mapping[str, Any]] | None = None
+    computation: str = ""
 
     @property
     def masks(self) -> dict[str, Any]:
@@ -116,7 +118,8 @@ class Segmentation:
             InputError: if a file is an input or not ours, or cannot be written; or if the volume came from memory, has
                 been given no name, and the name "volume" is taken.
         """
-        about = {} if self.nearest_known is None else {"nearest_known": self.nearest_known}
+        about: dict[str, Any] = {"computation": self.computation} if self.computation else {}
+        about |= {} if self.nearest_known is None else {"nearest_known": self.nearest_known}
         saver = SaveMasks(output_dir, self.prompts, probability, about)
         name = case or self.case
         taken = Path(output_dir) / f"{name}.nii.gz"
@@ -262,7 +265,8 @@ class Segmenter:
         item["pred"] = logits[0]
         case = "volume" if volume.path is None else case_name(volume.path)
         near = None if self.known is None else self.known.tell(wanted)
-        return Segmentation(wanted, dict(self.postprocessing(item)), case, volume, image, near)
+        done = dict(self.postprocessing(item))
+        return Segmentation(wanted, done, case, volume, image, near, self.inferer.computation(self.network))
 
     @property
     def _uneven_spacing(self) -> str:

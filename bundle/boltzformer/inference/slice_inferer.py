@@ -21,19 +21,24 @@ from boltzformer.errors import InputError
 from boltzformer.inference.canvas import OnCanvas, on_canvas
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
 from boltzformer.inference.memory import measure_peak
+from boltzformer.inference.precision import Precision, check_precision, computation_of, hurried
+from boltzformer.networks.hurried import HurriedNetwork
 
 logger = logging.getLogger(__name__)
 
 LARGEST_BATCH = 64
 PROMPT_KEY = "prompt"
 """Entry of a volume's metadata with the prompts of this volume alone, as `parse_prompts` takes them."""
+BLANK_LOGIT = -16.0
+"""Of a slice that is not computed; a probability of 1e-7."""
 
 
 class PromptedSliceInferer(SliceInferer):
     """MONAI inferer: every slice of a volume through `network.predict`, all prompts sharing the slice's encoding.
 
-    Slices are batched as far as `memory_gb` allows: the first slice is computed alone and its memory measured. Logits
-    are kept in float16, whose sign is that of the float32 value, so thresholding at 0 loses nothing.
+    Slices are computed in groups (`HurriedNetwork`). With the plain precision they are computed one by one, and batched
+    as far as `memory_gb` allows. Logits are kept in float16, whose sign is that of the float32 value, so thresholding at
+    0 loses nothing.
 
     Unlike its parent it neither windows in-plane nor averages overlaps (a slice is segmented whole), so it needs no
     weight map, and it does pass prompts on.
@@ -43,11 +48,15 @@ class PromptedSliceInferer(SliceInferer):
         spatial_dim: axis of the slices, 2 for axial ones of a volume in RAS orientation.
         num_adjacent: neighbouring slices on each side that go in as channels, as in training; the border slice stands
             in for those beyond the volume. 0 or 1.
-        memory_gb: memory for the tensors of one batch, in GB (1e9 bytes), beside the volume and the result.
+        memory_gb: memory for the tensors of one batch, in GB (1e9 bytes), beside the volume and the result. A group has
+            a fixed size; one that needs more than this brings a warning.
         seed: of the draw of attention sets, instead of the network's.
         autocast: lower precision for the network, such as `torch.bfloat16`; None computes in float32.
         existence: what the network's existence score does to a slice; None, and for a network without such a score,
             nothing.
+        precision: see `boltzformer.inference.precision`.
+        skip_blank: do not compute slices in which every pixel is 0, at or below the window's lower limit, neighbours
+            that go in as channels included: nothing can be seen there, and their masks are empty by rule.
         progress: draw a bar of the slices on a terminal, and log a line each half minute elsewhere.
         pixel_size_mm: sizes of the network's pixels that training covered, see `boltzformer.data.canvas`; None takes
             every slice whole.
@@ -62,6 +71,8 @@ class PromptedSliceInferer(SliceInferer):
         seed: int | None = None,
         autocast: torch.dtype | None = None,
         existence: ExistenceGate | None = None,
+        precision: Precision = "float32",
+        skip_blank: bool = True,
         progress: bool = True,
         pixel_size_mm: float | Sequence[float] | None = None,
     ) -> None:
@@ -79,7 +90,10 @@ class PromptedSliceInferer(SliceInferer):
         self.autocast = autocast
         self.existence = existence or ExistenceGate()
         self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
+        self.precision = check_precision(precision)
+        self.skip_blank = skip_blank
         self._on_canvas: OnCanvas | None = None
+        self._hurried: tuple[Any, HurriedNetwork] | None = None
         self._bytes_per_slice: dict[tuple[Any, ...], int] = {}
 
     def __call__(
@@ -112,25 +126,36 @@ class PromptedSliceInferer(SliceInferer):
         if prompts is None:
             prompts = parse_prompts(getattr(inputs, "meta", {}).get(PROMPT_KEY)) or self.prompt
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
-        network = self._fitted(network, inputs)
-        volume = _plain(inputs)[0, 0]
-        result = torch.empty((1, len(sentences), *volume.shape), dtype=torch.float16, device=volume.device)
-        slices = result[0].movedim(self.spatial_dim + 1, 0)  # (D, P, H, W), a view
-        scores: list[Tensor] = []
+        network = self._fitted(self.computing(network), inputs)
+        volume = _plain(inputs)[0, 0].movedim(self.spatial_dim, 0)  # (D, H, W), a view
+        # a slice in one piece of memory: it is computed, turned and saved by slices
+        shape = (len(volume), len(sentences), *volume.shape[1:])
+        slices = torch.full(shape, BLANK_LOGIT, dtype=torch.float16, device=volume.device)
+        scores = torch.zeros(slices.shape[:2])
+        scored = False
         device_type = next(cast(Any, network).parameters()).device.type
         with torch.no_grad(), torch.autocast(device_type, self.autocast, enabled=self.autocast is not None):
             text = cast(Any, network).encode_text(sentences)
-            for chosen, found in self._batches(volume.movedim(self.spatial_dim, 0), network, text):
+            for chosen, found in self._batches(volume, network, text):
                 logits, probability = self.existence(found)
-                slices[chosen] = logits.to(result.device, torch.float16)
+                slices[chosen] = logits.to(slices.device, torch.float16)
                 if probability is not None:
-                    scores.append(probability.cpu())
+                    scores[chosen], scored = probability.float().cpu(), True
+        result = slices.movedim(0, self.spatial_dim + 1)[None]
         # with the input's metadata, which `Invertd` asks for
         result = convert_to_dst_type(result, inputs, dtype=torch.float16)[0]
-        if scores and isinstance(result, MetaTensor):
-            result.meta[EXISTENCE_KEY] = torch.cat(scores).T
+        if scored and isinstance(result, MetaTensor):
+            result.meta[EXISTENCE_KEY] = scores.T.contiguous()
             result.meta[EXISTENCE_AXIS_KEY] = self.spatial_dim
         return result
+
+    def computing(self, network: Any) -> Any:
+        """The network that computes: the given one, or its hurried form."""
+        # made again for another network, and for weights that were changed in place or moved
+        key = (id(network), [(weight._version, weight.device) for weight in network.parameters()])
+        if self._hurried is None or self._hurried[0] != key:
+            self._hurried = (key, hurried(network, self.precision))
+        return self._hurried[1]
 
     def _fitted(self, network: Any, inputs: Tensor) -> Any:
         """The network, on a canvas where the volume's field of view asks for one."""
@@ -140,25 +165,52 @@ class PromptedSliceInferer(SliceInferer):
             self._bytes_per_slice.clear()  # a network of before may be gone, and another one may have its id
         return fitted
 
-    def _batches(self, volume: Tensor, network: Any, text: Any) -> Iterator[tuple[slice, Any]]:
-        """Pairs of a range of slices and the network's `Prediction` for them; `volume` is (D, H, W)."""
-        device = next(network.parameters()).device
-        depth = volume.shape[0]
-        first, cost = self._first_slice(volume, network, text, device)
-        yield slice(0, 1), first
-        size = max(1, min(LARGEST_BATCH, int(self.memory_gb * 1e9 / max(cost, 1))))
-        if cost > self.memory_gb * 1e9:
-            needs = cost / 1e9
-            logger.warning("one slice needs %.2f GB, more than memory_gb = %.2f allows", needs, self.memory_gb)
-        with _SliceProgress(depth, self.progress) as progress:
-            for start in range(1, depth, size):
-                chosen = slice(start, min(start + size, depth))
-                yield chosen, network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed)
-                progress.done(chosen.stop)
+    def computation(self, network: Any) -> str:
+        """How masks are computed, for the notes beside them."""
+        return computation_of(network, self.precision, self.autocast)
 
-    def _first_slice(self, volume: Tensor, network: Any, text: Any, device: torch.device) -> tuple[Any, int]:
-        """The prediction for slice 0 and the bytes of a slice; measured once for a size and number of prompts."""
-        image = self._stack(volume, slice(0, 1)).to(device)
+    def _batches(self, volume: Tensor, network: Any, text: Any) -> Iterator[tuple[Tensor, Any]]:
+        """Pairs of the indices of some slices and the network's `Prediction` for them; `volume` is (D, H, W)."""
+        device = next(network.parameters()).device
+        wanted = self._slices_to_compute(volume)
+        if not len(wanted):
+            return
+        group = getattr(getattr(network, "network", network) if isinstance(network, OnCanvas) else network, "group", 0)
+        first, cost = self._first_batch(volume, wanted[: group or 1], network, text, device)
+        yield wanted[: group or 1], first
+        if cost > self.memory_gb * 1e9:
+            logger.warning(
+                "%s needs %.2f GB, more than memory_gb = %.2f allows%s",
+                f"a group of {group} slices" if group else "one slice",
+                *(cost / 1e9, self.memory_gb, '; precision "plain" takes one slice at a time' if group else ""),
+            )
+        size = group or max(1, min(LARGEST_BATCH, int(self.memory_gb * 1e9 / max(cost, 1))))
+        with _SliceProgress(len(wanted), len(wanted[: group or 1]), self.progress) as progress:
+            for start in range(group or 1, len(wanted), size):
+                chosen = wanted[start : start + size]
+                yield chosen, network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed)
+                progress.done(len(chosen))
+
+    def _slices_to_compute(self, volume: Tensor) -> Tensor:
+        """Indices of the slices that are not blank."""
+        if not self.skip_blank:
+            return torch.arange(len(volume))
+        seen = torch.stack([one.amax() > 0 for one in volume]).cpu()
+        if not bool(seen.all()):
+            near = seen.clone()
+            for _ in range(self.num_adjacent):
+                near[1:] |= seen[:-1]
+                near[:-1] |= seen[1:]
+            seen = near
+            blank = int((~seen).sum())
+            logger.info("%d of %d slices hold nothing above the window and get empty masks", blank, len(seen))
+        return seen.nonzero()[:, 0]
+
+    def _first_batch(
+        self, volume: Tensor, chosen: Tensor, network: Any, text: Any, device: torch.device
+    ) -> tuple[Any, int]:
+        """The prediction for the first slices and the bytes it takes; measured once for a size and number of prompts."""
+        image = self._stack(volume, chosen).to(device)
         key = (id(network), device, tuple(image.shape), len(text))
         if key in self._bytes_per_slice:
             return network.predict(image, text, seed=self.seed), self._bytes_per_slice[key]
@@ -166,13 +218,13 @@ class PromptedSliceInferer(SliceInferer):
         self._bytes_per_slice[key] = cost
         return found, cost
 
-    def _stack(self, volume: Tensor, chosen: slice) -> Tensor:
+    def _stack(self, volume: Tensor, chosen: Tensor) -> Tensor:
         """Slices with their neighbours as channels, (B, 1 or 3, H, W) float32."""
-        centre = torch.arange(chosen.start, chosen.stop, device=volume.device)
+        chosen = chosen.to(volume.device)
         if self.num_adjacent == 0:
             return volume[chosen].unsqueeze(1).float()
         offsets = range(-self.num_adjacent, self.num_adjacent + 1)
-        near = torch.stack([(centre + offset).clamp(0, volume.shape[0] - 1) for offset in offsets], dim=1)
+        near = torch.stack([(chosen + offset).clamp(0, volume.shape[0] - 1) for offset in offsets], dim=1)
         return volume[near].float()
 
 
@@ -181,10 +233,10 @@ class _SliceProgress:
 
     INTERVAL = 30.0
 
-    def __init__(self, total: int, shown: bool) -> None:
-        self.total = total
+    def __init__(self, total: int, done: int, shown: bool) -> None:
+        self.total, self.before, self.count = total, done, done
         self.shown = shown
-        self.bar: Any = tqdm(total=total, initial=1, unit="slice", leave=False, disable=None if shown else True)
+        self.bar: Any = tqdm(total=total, initial=done, unit="slice", leave=False, disable=None if shown else True)
         self.began = self.last_line = time.perf_counter()
 
     def __enter__(self) -> _SliceProgress:
@@ -194,14 +246,15 @@ class _SliceProgress:
         self.bar.close()
 
     def done(self, slices: int) -> None:
-        """Say that the first `slices` of the volume are done."""
+        """Say that so many more slices of the volume are done."""
         now = time.perf_counter()
+        self.count += slices
         if self.shown and self.bar.disable and now - self.last_line >= self.INTERVAL:
             self.last_line = now
-            each = (now - self.began) / (slices - 1)  # the first slice was computed before the clock started
-            left = timedelta(seconds=round(each * (self.total - slices)))
-            logger.info("slice %d/%d, %.2f s a slice, volume ends in %s", slices, self.total, each, left)
-        self.bar.update(slices - self.bar.n)
+            each = (now - self.began) / (self.count - self.before)  # the first were computed before the clock started
+            left = timedelta(seconds=round(each * (self.total - self.count)))
+            logger.info("slice %d/%d, %.2f s a slice, volume ends in %s", self.count, self.total, each, left)
+        self.bar.update(slices)
 
 
 def prompt_sentences(prompt: str | Prompt | Sequence[str | Prompt] | None, default: str | None = None) -> list[str]:

@@ -18,7 +18,7 @@ from .image_encoder import ImageEncoder
 from .noise import Noise, SeededNoise, fresh_noise
 from .pigma import PiGMA, mean_mask
 from .prompted import Decoded, Prediction, PromptedNetwork
-from .semantic_map import MapForm, foldable, folding_pays, semantic_map_of
+from .semantic_map import EXPECTED_PROMPTS, MapForm, foldable, folding_pays, semantic_map_of
 from .text_encoder import TextEncoder, TextFeatures
 
 __all__ = ["BoltzFormer", "Decoded", "Prediction"]
@@ -153,13 +153,14 @@ class BoltzFormer(PromptedNetwork):
         input_size = (int(image.shape[-2]), int(image.shape[-1]))
         image = self._working_image(image)
         scales, finest = self.pixel_decoder(self.image_encoder(image))
-        form = self._map_form(finest, prompts)
+        form = self.map_form(finest, prompts)
         semantic_map = semantic_map_of(finest, self.mask_features, self.attention_grids(), form)
         map_size = (int(finest.shape[-2]), int(finest.shape[-1]))
         from_image = None if self.pigma is None else self.pigma.image_share(image, map_size)
         return ImageFeatures(tuple(Patches.of(v) for v in scales), semantic_map, from_image, input_size)
 
-    def _map_form(self, finest: Tensor, prompts: int) -> MapForm:
+    def map_form(self, finest: Tensor, prompts: int = EXPECTED_PROMPTS) -> MapForm:
+        """How the semantic map is computed from the pixel decoder's finest level, (S, d, H, W)."""
         if self.plain:
             return "plain"
         if not all(foldable(finest.shape[-2:], grid) for grid in self.attention_grids()):

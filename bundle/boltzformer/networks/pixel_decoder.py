@@ -96,6 +96,7 @@ class PixelDecoder(nn.Module):
         x = self.input_proj(features[-1])
         height, width = x.shape[-2:]
         position = sine_embedding(height, width, x.shape[1], x.device).flatten(1).T[None]
+        position = position.to(self.input_proj.weight.dtype)  # also where the module was converted
         tokens = x.flatten(2).transpose(1, 2)
         for layer in self.encoder:
             tokens = layer(tokens, position)

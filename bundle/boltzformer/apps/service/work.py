@@ -54,7 +54,7 @@ class Work:
 
         def one_more(slices: int) -> None:
             job.check()
-            job.slices_done += slices
+            job.slices_done = min(job.slices_done + slices, job.told["slices"])  # the last group is filled up
 
         with each_slice(self.segmenter.network, one_more):
             result = self.segmenter.segment(volume, job.prompts)
@@ -95,9 +95,9 @@ class Work:
 
 @contextmanager
 def each_slice(network: Any, call: Callable[[int], None]) -> Iterator[None]:
-    """Call a function before each slice that a network encodes; what it raises ends the segmentation.
+    """Call a function before a network encodes slices; what it raises ends the segmentation.
 
-    The image encoder is entered for every slice, however the inferer batches them.
+    The image encoder's hooks are entered however the inferer groups the slices.
 
     Args:
         network: a BoltzFormer.
