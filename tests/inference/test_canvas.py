@@ -25,7 +25,7 @@ def _volume(mm: float, shape: tuple[int, int, int] = (40, 36, 3)) -> MetaTensor:
 @pytest.mark.parametrize("mm", [1.0, 4.5])
 def test_a_slice_is_seen_through_its_canvas(network, mm):
     volume = _volume(mm)
-    result = PromptedSliceInferer(PROMPTS, pixel_size_mm=RANGE)(volume, network)
+    result = PromptedSliceInferer(PROMPTS, pixel_size_mm=RANGE, precision="plain")(volume, network)
     canvas = canvas_of((40, 36), (mm, mm), network.image_size, (1.5, 2.0))
     assert not canvas.is_whole
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_evaluation_sees_the_same_canvas(network):
         found = SharedEncodingInferer(RANGE)(images, network, text=text, known_spacing=spacing)
         whole = SharedEncodingInferer()(images, network, text=text, known_spacing=spacing)
     volume = MetaTensor(images[:3].permute(1, 2, 3, 0)[None], affine=torch.eye(4))
-    expected = PromptedSliceInferer(PROMPTS, pixel_size_mm=RANGE)(volume, network).as_tensor()
+    expected = PromptedSliceInferer(PROMPTS, pixel_size_mm=RANGE, precision="plain")(volume, network).as_tensor()
     assert torch.equal(found[0, 0].half(), expected[0, 0, ..., 0])
     assert torch.equal(found[1, 0].half(), expected[0, 1, ..., 1])
     assert torch.equal(found[3], whole[3])

@@ -6,9 +6,11 @@ import pytest
 import torch
 from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
+from boltzformer.inference.ensemble import SeededDecodings
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
-from boltzformer.inference.slice_inferer import PromptedSliceInferer, _SliceProgress
+from boltzformer.inference.slice_inferer import BLANK_LOGIT, PromptedSliceInferer, _SliceProgress
+from boltzformer.networks.hurried import HurriedNetwork
 from monai.data import MetaTensor
 
 from tests.support import small_network
@@ -22,7 +24,7 @@ def volume():
 
 
 def test_equals_the_network_slice_by_slice(volume, network):
-    result = PromptedSliceInferer(PROMPTS)(volume, network)
+    result = PromptedSliceInferer(PROMPTS, precision="plain")(volume, network)
     assert result.shape == (1, 3, 40, 36, 7)
     assert result.dtype == torch.float16
     with torch.no_grad():
@@ -30,6 +32,7 @@ def test_equals_the_network_slice_by_slice(volume, network):
             for p, prompt in enumerate(PROMPTS):
                 expected = network(volume[..., k], [prompt])[0, 0]
                 assert torch.equal(result[0, p, :, :, k], expected.half())
+    torch.testing.assert_close(PromptedSliceInferer(PROMPTS)(volume, network), result, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -44,15 +47,83 @@ def test_masks_do_not_depend_on_the_batch(volume, network):
 
     class Spy(PromptedSliceInferer):
         def _stack(self, volume, chosen):
-            sizes.append(chosen.stop - chosen.start)
+            sizes.append(len(chosen))
             return super()._stack(volume, chosen)
 
-    small = Spy(PROMPTS, memory_gb=1e-9)(volume, network)
+    small = Spy(PROMPTS, memory_gb=1e-9, precision="plain")(volume, network)
     assert sizes == [1] * 7
     sizes.clear()
-    large = Spy(PROMPTS, memory_gb=4)(volume, network)
+    large = Spy(PROMPTS, memory_gb=4, precision="plain")(volume, network)
     assert sizes == [1, 6]
     assert torch.equal(small, large)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_groups_do_not_depend_on_the_memory(volume, network, precision, caplog):
+    several = volume.repeat(1, 1, 1, 1, 3)  # two groups and a part of one
+    large = PromptedSliceInferer(PROMPTS, memory_gb=4, precision=precision)(several, network)
+    assert not [line for line in caplog.messages if "memory_gb" in line]
+    small = PromptedSliceInferer(PROMPTS, memory_gb=1e-9, precision=precision)(several, network)
+    assert torch.equal(small, large)
+    assert torch.equal(large[..., :7], large[..., 14:])  # nor on a slice's place in its group
+    assert "a group of 8 slices needs" in caplog.text
+
+
+def test_bfloat16_is_that_of_the_hurried_network(volume, network):
+    result = PromptedSliceInferer(PROMPTS, precision="bfloat16")(volume, network)
+    with torch.no_grad():
+        expected = HurriedNetwork(network, torch.bfloat16).segment(volume[0].movedim(-1, 0), PROMPTS)
+    assert torch.equal(result[0], expected.half().permute(1, 2, 3, 0))
+
+
+def test_weights_that_change_are_taken_again(volume):
+    network, inferer = small_network(3), PromptedSliceInferer("aorta")
+    first = inferer.computing(network)
+    assert inferer.computing(network) is first
+    before = inferer(volume, network)
+    with torch.no_grad():
+        next(network.image_encoder.parameters()).mul_(1.1)
+    assert inferer.computing(network) is not first
+    after = inferer(volume, network)
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, PromptedSliceInferer("aorta", precision="plain")(volume, network), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("precision", ["plain", "float32"])
+def test_blank_slices_are_empty_and_the_others_as_they_were(volume, network, precision):
+    dark = volume.clone()
+    dark[..., [0, 1, 4]] = 0
+    all_computed = PromptedSliceInferer(PROMPTS, precision=precision, skip_blank=False)(dark, network)
+    result = PromptedSliceInferer(PROMPTS, precision=precision)(dark, network)
+    assert (result[..., [0, 1, 4]] == BLANK_LOGIT).all()
+    assert torch.equal(result[..., [2, 3, 5, 6]], all_computed[..., [2, 3, 5, 6]])
+    assert not (all_computed == BLANK_LOGIT).any()
+    near = PromptedSliceInferer(PROMPTS, num_adjacent=1, precision=precision)(dark, network)
+    assert (near == BLANK_LOGIT).flatten(1, 3).all(1)[0].tolist() == [True, *[False] * 6]
+    nothing = PromptedSliceInferer("aorta", precision=precision)(torch.zeros_like(volume), network)
+    assert (nothing == BLANK_LOGIT).all()
+
+
+def test_existence_of_blank_slices_is_zero(volume):
+    network = small_network(**{"network_def#existence": True})
+    dark = volume.clone()
+    dark[..., 2] = 0
+    found = PromptedSliceInferer(PROMPTS)(MetaTensor(dark), network).meta["existence"]
+    assert found.shape == (3, 7)
+    assert ((found == 0) == (torch.arange(7) == 2)).all()
+
+
+def test_notes_say_how_it_was_computed(network):
+    baseline = SeededDecodings(network, 2)
+    assert PromptedSliceInferer("aorta").computation(network) == "float32, in groups of 8 slices"
+    assert PromptedSliceInferer("aorta").computation(baseline) == "float32, slice by slice"
+    assert PromptedSliceInferer("aorta", precision="plain").computation(network) == "float32, slice by slice"
+    low = PromptedSliceInferer("aorta", precision="bfloat16")
+    assert low.computation(network) == "float32, image encoder in bfloat16, in groups of 8 slices"
+    cast = PromptedSliceInferer("aorta", autocast=torch.bfloat16)
+    assert cast.computation(network) == "autocast bfloat16, in groups of 8 slices"
+    with pytest.raises(InputError, match="decoded once"):
+        low.computation(baseline)
 
 
 def test_masks_do_not_depend_on_the_other_prompts(volume, network):
@@ -68,7 +139,7 @@ def test_seed_decides_the_draw(volume, network):
 
 
 def test_neighbours_as_channels(volume, network):
-    result = PromptedSliceInferer("aorta", num_adjacent=1)(volume, network)
+    result = PromptedSliceInferer("aorta", num_adjacent=1, precision="plain")(volume, network)
     with torch.no_grad():
         for k, (below, above) in {0: (0, 1), 3: (2, 4), 6: (5, 6)}.items():
             stack = torch.cat([volume[..., below], volume[..., k], volume[..., above]], dim=1)
@@ -89,7 +160,7 @@ def test_each_slice_and_prompt_is_encoded_once(volume, network, monkeypatch):
 
     monkeypatch.setattr(network, "encode_image", count_image)
     monkeypatch.setattr(network, "encode_text", count_text)
-    PromptedSliceInferer(PROMPTS)(volume, network)
+    PromptedSliceInferer(PROMPTS, precision="plain")(volume, network)
     assert calls == {"image": 7, "text": 3}
 
 
@@ -111,7 +182,7 @@ def test_prompts_of_a_file_and_of_a_call(volume, network):
 def test_progress_is_logged_where_there_is_no_terminal(volume, network, caplog, monkeypatch):
     monkeypatch.setattr(_SliceProgress, "INTERVAL", 0.0)
     with caplog.at_level("INFO"):
-        PromptedSliceInferer("aorta", memory_gb=1e-9)(volume, network)
+        PromptedSliceInferer("aorta", memory_gb=1e-9, precision="plain")(volume, network)
     lines = [line for line in caplog.messages if line.startswith("slice ")]
     assert len(lines) == 6
     assert "slice 7/7" in lines[-1]
@@ -151,7 +222,7 @@ def test_bad_shapes(network, shape):
         PromptedSliceInferer("aorta")(torch.rand(shape), network)
 
 
-@pytest.mark.parametrize("setting", [{"num_adjacent": 2}, {"memory_gb": 0}, {"spatial_dim": 3}])
+@pytest.mark.parametrize("setting", [{"num_adjacent": 2}, {"memory_gb": 0}, {"spatial_dim": 3}, {"precision": "half"}])
 def test_bad_settings(setting):
     with pytest.raises(InputError, match=next(iter(setting))):
         PromptedSliceInferer("aorta", **setting)
