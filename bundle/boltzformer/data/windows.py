@@ -276,7 +276,7 @@ class IntensityWindowd(MapTransform):
             return
         if window.window == "auto" and _plain_words(part) in _LUNG_NEARBY:
             logger.info("%s: %r takes soft tissue; set `window` to lung for what lies inside the lungs", name, part)
-        lowest = float(image.min())
+        lowest = float(np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image).min())  # torch's is slow
         if lowest >= AIR_BELOW_HU:
             logger.warning(
                 "%s: the CT has no value below %g (its lowest is %g), so it may not be in Hounsfield units; give its "

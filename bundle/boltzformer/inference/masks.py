@@ -53,7 +53,7 @@ class MasksFromLogitsd(MapTransform):
         for key in self.key_iterator(item):
             logits = item[key]
             item[LOGITS_KEY] = logits
-            item[MASKS_KEY] = (logits >= 0).to(torch.uint8)
+            item[MASKS_KEY] = (logits >= 0).view(torch.uint8)  # a truth value is one byte, 0 or 1
             item[key] = convert_to_dst_type(combine_masks(_plain(logits))[None], logits, dtype=torch.uint8)[0]
         return item
 
@@ -71,10 +71,16 @@ def combine_masks(logits: Tensor) -> Tensor:
         InputError: more than 255 prompts.
     """
     check_prompt_count(len(logits))
-    label = torch.empty(logits.shape[1:], dtype=torch.uint8, device=logits.device)
-    for start in range(0, label.shape[0], SLAB):  # in slabs: a large volume needs no temporaries of its own size
-        surest, index = logits[:, start : start + SLAB].max(dim=0)
-        label[start : start + SLAB] = torch.where(surest >= 0, index + 1, 0)
+    label = torch.empty_like(logits[0], dtype=torch.uint8)
+    longest = max(range(label.dim()), key=label.stride)  # slabs that are each in one piece of memory
+    # in slabs: a large volume needs no temporaries of its own size
+    for part, made in zip(logits.split(SLAB, longest + 1), label.split(SLAB, longest), strict=True):
+        surest = part[0]
+        made.copy_(surest >= 0)
+        for p in range(1, len(part)):
+            surer = part[p] > surest
+            made.masked_fill_(surer & (part[p] >= 0), p + 1)
+            surest = torch.maximum(surest, part[p])
     return label
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import zlib
 from pathlib import Path
@@ -14,6 +13,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from boltzformer.errors import InputError
+from boltzformer.volumes.deflate import BUFFER, DAMAGE, open_gzip
 from boltzformer.volumes.grids import check_affine
 from boltzformer.volumes.names import volume_suffix
 
@@ -41,14 +41,14 @@ def read_nibabel(path: Path) -> np.ndarray:
     image = open_nibabel(path)
     try:
         if path.name.lower().endswith(".gz") and isinstance(image, nib.Nifti1Image):
-            with gzip.open(path, "rb") as file:
+            with open_gzip(path) as file:
                 array = image_voxels(type(image).from_stream(file))
                 # the checksum stands behind the last voxel and is tested only by reading on
-                while file.read(1 << 20):
+                while file.read(BUFFER):
                     pass
             return array
         return image_voxels(image)
-    except (OSError, EOFError, zlib.error, ValueError) as error:
+    except (*DAMAGE, ValueError) as error:
         raise InputError(
             f"{path}: the data is truncated or damaged ({error}); copy or export the file again."
         ) from error

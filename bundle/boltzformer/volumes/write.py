@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from scipy.ndimage import affine_transform
 from boltzformer.errors import InputError
 from boltzformer.output_files import write_bytes, write_file
 from boltzformer.volumes.checks import check_volume
+from boltzformer.volumes.deflate import pack
 from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.grids import is_same_grid, is_sheared, without_shear
 from boltzformer.volumes.names import NIFTI_SUFFIXES, volume_suffix
@@ -182,8 +182,7 @@ def _image(array: np.ndarray, affine: np.ndarray, source: nib.Nifti1Header | Non
 
 
 def _save(image: nib.Nifti1Image, file: BinaryIO) -> None:
-    # no name and no time inside: the same mask gives the same bytes
-    with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=1, mtime=0) as packed:
+    with pack(file) as packed:
         image.to_stream(packed)
 
 
