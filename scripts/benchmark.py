@@ -6,26 +6,20 @@ python scripts/benchmark.py decoder | training | attention-flops | prompts | vol
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from monai.inferers import SliceInferer
-from monai.networks.nets import DynUNet, SwinUNETR
 from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
 
-from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.networks.attention.rules import AttentionRule, Full, Threshold
-from boltzformer.networks.boltzformer import BoltzFormer
-from boltzformer.networks.image_encoder import ImageEncoder
-from boltzformer.networks.text_encoder import ClipTextEncoder
 
 from scripts.decoder_case import DecoderCase
-from scripts.measuring import VolumeCost, compare, multiply_adds, report
+from scripts.measuring import compare, multiply_adds, report
+from scripts.volume_table import paper_network, volume
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 Repeats = Annotated[int, typer.Option(help="alternating pairs of runs; the median counts")]
@@ -99,13 +93,6 @@ def attention_flops(repeats: Repeats = 5, output: Output = None) -> None:
         print(f"{row.name}: {row.peer_gmac / row.ours_gmac:.1f}x fewer multiply-adds (must 10x, aim 30x)")
 
 
-def paper_network() -> BoltzFormer:
-    """The default configuration: Hiera-S at 1024 px, d=256, m=10, CLIP-like text encoder; random weights."""
-    torch.manual_seed(0)
-    network = BoltzFormer(ImageEncoder("sam2_hiera_small"), ClipTextEncoder()).eval().requires_grad_(False)
-    return network.cuda() if torch.cuda.is_available() else network
-
-
 ORGANS = ("liver", "right kidney", "spleen", "aorta", "pancreas", "tumor", "gallbladder", "hepatic vessel")
 PROMPTS = [f"{organ} in abdominal CT" for organ in ORGANS]
 
@@ -134,36 +121,7 @@ def prompts(repeats: Repeats = 3, bf16: Bfloat16 = False, output: Output = None)
     report(f"Whole network, {precision_name(bf16)}", [row], "8 calls", output)
 
 
-@app.command()
-@torch.no_grad()
-def volume(
-    slices: Annotated[int, typer.Option(help="slices of the volume")] = 64,
-    size: Annotated[int, typer.Option(help="height and width of a slice")] = 512,
-    memory_gb: Annotated[float, typer.Option(help="memory for a batch of slices, as in inference")] = 2.0,
-    repeats: Repeats = 1,
-    bf16: Bfloat16 = False,
-    output: Output = None,
-) -> None:
-    """A whole volume with 4 prompts, against MONAI's SwinUNETR and DynUNet with 4 classes slice by slice."""
-    network = paper_network()
-    device = next(network.parameters()).device
-    image = torch.rand(1, 1, size, size, slices, device=device)
-    dtype = torch.bfloat16 if bf16 else None
-    prompted = PromptedSliceInferer(PROMPTS[:4], memory_gb=memory_gb, autocast=dtype, progress=False)
-    by_slice = SliceInferer(roi_size=(size, size), sw_batch_size=1, spatial_dim=2)
-    swin = SwinUNETR(in_channels=1, out_channels=5, feature_size=24, spatial_dims=2)
-    filters = [32, 64, 128, 256, 320, 320]
-    unet = DynUNet(
-        2, 1, 5, kernel_size=[3] * 6, strides=[1, 2, 2, 2, 2, 2], upsample_kernel_size=[2] * 5, filters=filters
-    )
-    peers: dict[str, VolumeCost] = {}
-    for name, peer in (("SwinUNETR", swin), ("DynUNet", unet)):
-        peer = peer.to(device).eval().requires_grad_(False)
-        with autocast(bf16):
-            peers[name] = VolumeCost.of(partial(by_slice, network=peer), image, repeats)
-    ours = VolumeCost.of(partial(prompted, network=network), image, repeats)
-    rows = [ours.against(f"{size}x{size}x{slices}, 4 prompts, {name}", cost) for name, cost in peers.items()]
-    report(f"Whole volume, default configuration, {precision_name(bf16)}", rows, "peer", output)
+app.command()(volume)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import monai
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
@@ -76,31 +75,6 @@ def compare(
         must,
         aim,
     )
-
-
-@dataclass
-class VolumeCost:
-    """What a whole volume costs: `seconds`, multiply-adds in units of 10^9, and peak memory in MiB."""
-
-    seconds: float
-    gmac: float
-    mib: float
-
-    @classmethod
-    def of(cls, segment: Callable[[Tensor], Any], image: Tensor, repeats: int) -> VolumeCost:
-        """Segment a volume (1, 1, H, W, D): timed after two slices of it, and once more for the memory.
-
-        The multiply-adds are those of one slice, D times.
-        """
-        segment(image[..., :2])
-        seconds = statistics.median(_seconds(lambda: segment(image)) for _ in range(repeats))
-        gmac = multiply_adds(lambda: segment(image[..., :1])) / 1e9 * image.shape[-1]
-        return cls(seconds, gmac, peak_mib(lambda: segment(image)))
-
-    def against(self, name: str, peer: VolumeCost) -> Comparison:
-        """A line of the table."""
-        faster = peer.seconds / self.seconds
-        return Comparison(name, self.seconds, peer.seconds, faster, self.gmac, peer.gmac, self.mib, peer.mib)
 
 
 def multiply_adds(run: Run) -> float:

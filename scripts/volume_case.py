@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from boltzformer.inference.existence import ExistenceFromMetad
 from boltzformer.inference.load import LoadVolumed
 from boltzformer.inference.masks import MasksFromLogitsd
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.volumes.deflate import pack
 from boltzformer.volumes.sources import open_volume
 
 SAMPLE = Path(__file__).resolve().parents[1] / "bundle" / "samples" / "head_neck_ct.nii.gz"
@@ -88,8 +88,8 @@ def write_ct(path: Path, size: int, slices: int, seed: int = 0) -> Path:
         fine += NOISE_HU * torch.randn(fine.shape, generator=draw)
         voxels[..., k] = torch.where(outside, torch.tensor(float(OUTSIDE_HU)), fine.clamp(-1024, 3071)).numpy()
     made = nib.Nifti1Image(voxels, affine)
-    with gzip.open(path, "wb", compresslevel=1) as file:
-        made.to_stream(file)
+    with open(path, "wb") as file, pack(file) as packed:
+        made.to_stream(packed)
     return path
 
 
@@ -157,10 +157,8 @@ def _settle() -> None:
 def _forget_peak() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:  # Linux: VmHWM starts again from what is resident now
+    with suppress(OSError):  # Linux: VmHWM starts again from what is resident now
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _peak_bytes() -> int:

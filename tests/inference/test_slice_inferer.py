@@ -86,7 +86,9 @@ def test_weights_that_change_are_taken_again(volume):
     assert inferer.computing(network) is not first
     after = inferer(volume, network)
     assert not torch.equal(before, after)
-    torch.testing.assert_close(after, PromptedSliceInferer("aorta", precision="plain")(volume, network), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(
+        after, PromptedSliceInferer("aorta", precision="plain")(volume, network), rtol=2e-3, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("precision", ["plain", "float32"])

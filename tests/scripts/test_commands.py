@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
+import nibabel as nib
+import numpy as np
 import torch
 import typer
 from boltzformer.apps.bundle_config import read_bundle
 from boltzformer.networks.attention.patches import Patches
 from typer.testing import CliRunner
 
-from scripts import benchmark, measuring
+from scripts import benchmark, measuring, volume_table
 from scripts.decoder_case import DecoderCase
+from scripts.volume_case import PHASES, segmenter_of, write_ct
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 
@@ -62,17 +64,45 @@ def test_benchmark_compares_equal_functions():
 
 
 def test_benchmark_of_a_whole_volume(tmp_path, monkeypatch):
-    pytest.importorskip("einops", reason="MONAI's SwinUNETR needs einops")
     overlay = tmp_path / "small.json"
-    overlay.write_text(json.dumps({**SMALL, "network_def#image_size": 64}))
+    overlay.write_text(json.dumps({**SMALL, "network_def#image_size": 64, "network_def#existence": False}))
     network = read_bundle(BUNDLE, [str(overlay)], {"checkpoint": None}).get_parsed_content("network_def").eval()
     network.requires_grad_(False)
-    monkeypatch.setattr(benchmark, "paper_network", lambda: network)
-    result = run(benchmark.volume, "--slices", 3, "--size", 64, "--output", tmp_path / "volume.json")
+    monkeypatch.setattr(volume_table, "shipped_segmenter", lambda kind: segmenter_of(network, precision=kind))
+    monkeypatch.setattr(volume_table, "paper_network", lambda: network)
+    arguments = ("--slices", 3, "--size", 64, "--sample", 2, "--repeats", 1, "--output", tmp_path / "volume.json")
+    result = run(benchmark.volume, *arguments)
     assert result.exit_code == 0, result.output
-    rows = json.loads((tmp_path / "volume.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["64x64x3, 4 prompts, SwinUNETR", "64x64x3, 4 prompts, DynUNet"]
-    assert all(row[key] > 0 for row in rows for key in row if key not in ("name", "must", "aim"))
+    found = json.loads((tmp_path / "volume.json").read_text())
+    assert [each["name"] for each in found["runs"]][:3] == [f"float32, {n} prompt{'s' * (n > 1)}" for n in (1, 4, 10)]
+    for each in found["runs"]:
+        assert set(each["seconds"]) == set(PHASES)
+        assert min(each["seconds"].values()) > 0
+        assert each["resident_gb"] > 0.1
+    bars = {bar["name"]: bar["value"] for bar in found["bars"]}
+    assert all(value > 0 for value in bars.values())
+    assert bars["least Dice of float32 with the plain path"] > 0.99
+    assert "1 prompt, from file to mask" in result.output
+
+
+def test_bars():
+    less, more = volume_table.Bar("time", 3.0, "s", 2.0, 4.0), volume_table.Bar("faster", 3.0, "x", 2.0, 4.0, True)
+    assert (less.reaches(less.must), less.reaches(less.aim)) == (False, True)
+    assert (more.reaches(more.must), more.reaches(more.aim)) == (True, False)
+    assert less.reaches(None)
+
+
+def test_ct_of_the_benchmark_is_like_the_sample(tmp_path):
+    file = write_ct(tmp_path / "ct.nii.gz", 64, 5)
+    made, sample = nib.load(file), nib.load(BUNDLE / "samples" / "head_neck_ct.nii.gz")
+    assert made.shape == (64, 64, 5)
+    corner = np.array([128, 128, 128, 1])
+    assert np.allclose(made.affine @ [64, 64, 5, 1], sample.affine @ corner)  # the same field of view
+    voxels = np.asarray(made.dataobj)
+    assert voxels.dtype == np.int16
+    assert (voxels[0, 0] == -1024).all()  # outside the scanner's circle
+    assert voxels.max() > 200
+    assert write_ct(tmp_path / "again.nii.gz", 64, 5).read_bytes() == file.read_bytes()
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ OK, NOTE, BAD = "ok", "note", "bad"
 REQUIRED = ("torch", "monai", "timm", "open_clip_torch", "nibabel", "SimpleITK", "pydicom", "numpy", "scipy")
 EXTRAS = {
     "numba": "attention on the CPU is slower without it: pip install 'boltzformer[fast]'",
+    "isal": "compressed files are read and written more slowly without it: pip install 'boltzformer[fast]'",
     "highdicom": "DICOM SEG and RTSTRUCT need it: pip install 'boltzformer[dicom]'",
 }
 CUBE = 10
