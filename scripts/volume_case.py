@@ -114,7 +114,7 @@ def run_volume(segmenter: Segmenter, path: Path, prompts: Sequence[str], name: s
         item["pred"] = segmenter.inferer(item["image"][None], segmenter.network, prompts=wanted)[0]
     run.seconds["decode"] -= run.seconds["encode"]
     with _phase(run, "invert"):
-        item = dict(segmenter.postprocessing(item))
+        item = segmenter.finish(item)
     with _phase(run, "write"):
         Segmentation(wanted, item, "volume", volume).save(output, case=name)
     run.resident_gb = _peak_bytes() / 1e9

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from monai.inferers import SliceInferer
@@ -23,12 +24,14 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
 
+from boltzformer.data.windows import IntensityWindow
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.precision import Precision, cpu_has_bfloat16
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.networks.boltzformer import BoltzFormer
 from boltzformer.networks.image_encoder import ImageEncoder
 from boltzformer.networks.text_encoder import ClipTextEncoder
+from boltzformer.volumes.sources import open_volume
 
 from scripts.measuring import describe_machine, multiply_adds
 from scripts.volume_case import PHASES, VolumeRun, run_volume, segmenter_of, write_ct
@@ -192,8 +195,8 @@ def _precisions() -> tuple[Precision, ...]:
 def _sample(size: int, slices: int) -> Tensor:
     """Slices of the sample CT, (1, 1, size, size, slices) in [0, 1]."""
     with tempfile.TemporaryDirectory() as folder:
-        file = write_ct(Path(folder) / "ct.nii.gz", size, slices)
-        image = shipped_segmenter("float32").preprocessing({"image": str(file), "modality": "CT"})["image"][None]
+        voxels = open_volume(write_ct(Path(folder) / "ct.nii.gz", size, slices)).voxels
+    image = IntensityWindow("soft tissue")(torch.from_numpy(np.ascontiguousarray(voxels)))[None, None]
     return image.cuda() if torch.cuda.is_available() else image
 
 

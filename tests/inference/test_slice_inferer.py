@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from boltzformer.data.prompts import Prompt
+from boltzformer.data.windows import IntensityWindowd, limits_of
 from boltzformer.errors import InputError
 from boltzformer.inference.ensemble import SeededDecodings
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
 from boltzformer.inference.slice_inferer import BLANK_LOGIT, PromptedSliceInferer, _SliceProgress
 from boltzformer.networks.hurried import HurriedNetwork
-from monai.data import MetaTensor
+from monai.data import MetaTensor, list_data_collate
 
 from tests.support import small_network
 
@@ -264,3 +265,29 @@ def test_peak_does_not_count_what_was_there():
     before = torch.ones(1_000_000)
     _, peak = measure_peak(lambda: before.add_(1).sum(), torch.device("cpu"))
     assert peak < 1000
+
+
+@pytest.mark.parametrize("adjacent", [0, 1])
+def test_a_window_that_is_still_to_be_applied(network, adjacent):
+    hounsfield = torch.randint(
+        -1000, 1500, (1, 40, 36, 6), dtype=torch.int16, generator=torch.Generator().manual_seed(1)
+    )
+    hounsfield[..., 2] = -160  # at the lower limit: blank
+    item = {"image": MetaTensor(hounsfield), "modality": "CT"}
+    at_once = IntensityWindowd("image", "soft tissue")(item)["image"]
+    later = IntensityWindowd("image", "soft tissue", deferred=True)(item)["image"]
+    assert torch.equal(later.as_tensor(), hounsfield)
+    assert "window_limits" not in item["image"].meta
+    inferer = PromptedSliceInferer("aorta", num_adjacent=adjacent)
+    expected = inferer(at_once[None], network).as_tensor()
+    assert torch.equal(inferer(later[None], network).as_tensor(), expected)
+    assert bool((expected[..., 2] == BLANK_LOGIT).all()) == (adjacent == 0)
+    collated = list_data_collate([{"image": later}])["image"]  # as MONAI's evaluators hand it on
+    assert limits_of(collated) == limits_of(later) == (-160.0, 240.0)
+    assert torch.equal(inferer(collated, network).as_tensor(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+def test_intensities_without_a_window_are_refused(volume, network, dtype):
+    with pytest.raises(InputError, match="found up to 500, and no window"):
+        PromptedSliceInferer("aorta")((volume * 0 + 500).to(dtype), network)

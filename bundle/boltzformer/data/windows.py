@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from monai.utils import convert_to_dst_type
+from monai.utils import convert_to_dst_type, convert_to_tensor
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.modality import normal_modality
 
 logger = logging.getLogger(__name__)
+
+WINDOW_LIMITS = "window_limits"
+"""Key of a volume's metadata: (low, high) of a window that is still to be applied."""
 
 # Lower and upper limit in Hounsfield units, from the window width W and level L that radiologists read with.
 CT_WINDOWS: dict[str, tuple[float, float]] = {
@@ -217,6 +221,9 @@ class IntensityWindowd(MapTransform):
     Modality and body part come from the arguments, else from the item, else from the volume's own metadata (DICOM).
     With "auto", an item's own `window` goes first, as in training.
 
+    Deferred, the voxels stay as they are, in their own type, and whoever takes slices of the volume windows them
+    (`limits_of`, `apply_window`): a volume of integers then needs no copy in float32, two or four times as large.
+
     Args:
         keys: volumes to window.
         window: see `IntensityWindow`.
@@ -224,6 +231,7 @@ class IntensityWindowd(MapTransform):
         body_part: of all volumes; may be empty.
         percentiles: see `IntensityWindow`.
         allow_missing_keys: see `monai.transforms.MapTransform`.
+        deferred: leave the voxels and write the limits into the volume's metadata, under `WINDOW_LIMITS`.
         default_modality: taken, with a warning, where nothing says a modality and the window needs one; empty refuses.
 
     Raises:
@@ -239,8 +247,10 @@ class IntensityWindowd(MapTransform):
         percentiles: Sequence[float] = MR_PERCENTILES,
         allow_missing_keys: bool = False,
         default_modality: str = "",
+        deferred: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.deferred = deferred
         self.window = IntensityWindow(window, percentiles)
         self.modality = normal_modality(modality)
         self.default_modality = normal_modality(default_modality)
@@ -260,7 +270,7 @@ class IntensityWindowd(MapTransform):
                 logger.warning("%s: says no modality, taken as %s, which the network was trained on", name, modality)
             low, high = window.limits(modality, part, volume=item[key])
             self._tell(item[key], name, modality, part, (low, high), window)
-            item[key] = apply_window(item[key], low, high)
+            item[key] = _noted(item[key], low, high) if self.deferred else apply_window(item[key], low, high)
         return item
 
     def _window_of(self, item: Mapping[Hashable, Any]) -> IntensityWindow:
@@ -283,6 +293,22 @@ class IntensityWindowd(MapTransform):
                 "own `window` [low, high] then",
                 *(name, AIR_BELOW_HU, lowest),
             )
+
+
+def _noted(image: Any, low: float, high: float) -> MetaTensor:
+    """The same voxels with the limits in their metadata."""
+    plain: Any = convert_to_tensor(image, track_meta=True)
+    meta = {**plain.meta, WINDOW_LIMITS: (low, high)}
+    return MetaTensor(plain.as_tensor(), meta=meta, applied_operations=plain.applied_operations)
+
+
+def limits_of(image: Any) -> tuple[float, float] | None:
+    """The limits that a deferred `IntensityWindowd` left, also after MONAI's collating; None where there are none."""
+    limits = getattr(image, "meta", {}).get(WINDOW_LIMITS)
+    if limits is None:
+        return None
+    low, high = (float(torch.as_tensor(limit).flatten()[0]) for limit in limits)
+    return low, high
 
 
 def _plain_words(text: str) -> str:

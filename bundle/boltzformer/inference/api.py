@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch import nn
 
@@ -48,7 +49,7 @@ class Segmentation:
 
     Attributes:
         prompts: what was asked for, in order.
-        item: the postprocessed item: `image`, `masks` (P, X, Y, Z) uint8, `logits` (P, X, Y, Z) float16 and `pred`, the
+        item: the postprocessed item: `masks` (P, X, Y, Z) uint8, `logits` (P, X, Y, Z) float16 and `pred`, the
             label map (1, X, Y, Z) uint8.
         case: name for files.
         source: the volume as it was read, with its DICOM series where it came from one.
@@ -261,12 +262,28 @@ class Segmenter:
             item = dict(self.preprocessing(item))
         except RuntimeError as error:  # MONAI's Compose wraps whatever a transform raises
             raise find_input_error(error) or InputError(f"{volume.name}: {reason_of(error)}") from error
-        logits = self.inferer(item["image"][None], self.network, prompts=wanted)
-        item["pred"] = logits[0]
+        item["pred"] = self.inferer(item["image"][None], self.network, prompts=wanted)[0]
         case = "volume" if volume.path is None else case_name(volume.path)
         near = None if self.known is None else self.known.tell(wanted)
-        done = dict(self.postprocessing(item))
+        done = self.finish(item)
         return Segmentation(wanted, done, case, volume, image, near, self.inferer.computation(self.network))
+
+    def finish(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Postprocess what was found in a volume, with as little of it in memory at once as can be.
+
+        Args:
+            item: `image` as it was preprocessed and `pred`, logits (P, X, Y, Z); both are taken out of it.
+
+        Returns:
+            the postprocessed item; its `image` has no voxels left, which nothing asks for any more.
+        """
+        image = item.pop("image")
+        emptied = MetaTensor(torch.empty(0), meta=image.meta, applied_operations=image.applied_operations)
+        rest = {**item, "image": emptied}
+        del image, item["pred"]
+        for step in range(len(self.postprocessing.transforms)):
+            rest = dict(self.postprocessing(rest, start=step, end=step + 1))
+        return rest
 
     @property
     def _uneven_spacing(self) -> str:

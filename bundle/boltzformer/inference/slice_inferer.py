@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from boltzformer.data.canvas import check_pixel_sizes
 from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
+from boltzformer.data.windows import apply_window, limits_of
 from boltzformer.errors import InputError
 from boltzformer.inference.canvas import OnCanvas, on_canvas
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
@@ -37,8 +38,8 @@ class PromptedSliceInferer(SliceInferer):
     """MONAI inferer: every slice of a volume through `network.predict`, all prompts sharing the slice's encoding.
 
     Slices are computed in groups (`HurriedNetwork`). With the plain precision they are computed one by one, and batched
-    as far as `memory_gb` allows. Logits are kept in float16, whose sign is that of the float32 value, so thresholding at
-    0 loses nothing.
+    as far as `memory_gb` allows. Logits are kept in float16, whose sign is that of the float32 value, so thresholding
+    at 0 loses nothing.
 
     Unlike its parent it neither windows in-plane nor averages overlaps (a slice is segmented whole), so it needs no
     weight map, and it does pass prompts on.
@@ -107,7 +108,8 @@ class PromptedSliceInferer(SliceInferer):
         """Segment a volume.
 
         Args:
-            inputs: (1, 1, H, W, D) in [0, 1]; a `prompt` in its metadata goes before `self.prompt`.
+            inputs: (1, 1, H, W, D) in [0, 1], or as a deferred `IntensityWindowd` left it; a `prompt` in its metadata
+                goes before `self.prompt`.
             network: a BoltzFormer.
             args: ignored, for MONAI's engines.
             prompts: in place of `self.prompt` for this call.
@@ -119,7 +121,7 @@ class PromptedSliceInferer(SliceInferer):
             scores it.
 
         Raises:
-            InputError: a volume of another shape, or a prompt that is empty or no text.
+            InputError: a volume of another shape or outside [0, 1], or a prompt that is empty or no text.
         """
         if inputs.dim() != 5 or inputs.shape[:2] != (1, 1):
             raise InputError(f"expected one volume of one channel (1, 1, H, W, D), found {tuple(inputs.shape)}.")
@@ -127,10 +129,10 @@ class PromptedSliceInferer(SliceInferer):
             prompts = parse_prompts(getattr(inputs, "meta", {}).get(PROMPT_KEY)) or self.prompt
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
         network = self._fitted(self.computing(network), inputs)
-        volume = _plain(inputs)[0, 0].movedim(self.spatial_dim, 0)  # (D, H, W), a view
+        volume = _Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs))
         # a slice in one piece of memory: it is computed, turned and saved by slices
-        shape = (len(volume), len(sentences), *volume.shape[1:])
-        slices = torch.full(shape, BLANK_LOGIT, dtype=torch.float16, device=volume.device)
+        shape = (len(volume), len(sentences), *volume.voxels.shape[1:])
+        slices = torch.full(shape, BLANK_LOGIT, dtype=torch.float16, device=volume.voxels.device)
         scores = torch.zeros(slices.shape[:2])
         scored = False
         device_type = next(cast(Any, network).parameters()).device.type
@@ -169,8 +171,8 @@ class PromptedSliceInferer(SliceInferer):
         """How masks are computed, for the notes beside them."""
         return computation_of(network, self.precision, self.autocast)
 
-    def _batches(self, volume: Tensor, network: Any, text: Any) -> Iterator[tuple[Tensor, Any]]:
-        """Pairs of the indices of some slices and the network's `Prediction` for them; `volume` is (D, H, W)."""
+    def _batches(self, volume: _Slices, network: Any, text: Any) -> Iterator[tuple[Tensor, Any]]:
+        """Pairs of the indices of some slices and the network's `Prediction` for them."""
         device = next(network.parameters()).device
         wanted = self._slices_to_compute(volume)
         if not len(wanted):
@@ -191,11 +193,11 @@ class PromptedSliceInferer(SliceInferer):
                 yield chosen, network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed)
                 progress.done(len(chosen))
 
-    def _slices_to_compute(self, volume: Tensor) -> Tensor:
+    def _slices_to_compute(self, volume: _Slices) -> Tensor:
         """Indices of the slices that are not blank."""
+        seen = volume.check_and_see()
         if not self.skip_blank:
             return torch.arange(len(volume))
-        seen = torch.stack([one.amax() > 0 for one in volume]).cpu()
         if not bool(seen.all()):
             near = seen.clone()
             for _ in range(self.num_adjacent):
@@ -207,9 +209,9 @@ class PromptedSliceInferer(SliceInferer):
         return seen.nonzero()[:, 0]
 
     def _first_batch(
-        self, volume: Tensor, chosen: Tensor, network: Any, text: Any, device: torch.device
+        self, volume: _Slices, chosen: Tensor, network: Any, text: Any, device: torch.device
     ) -> tuple[Any, int]:
-        """The prediction for the first slices and the bytes it takes; measured once for a size and number of prompts."""
+        """The prediction for the first slices and the bytes it takes, measured once for a size and a prompt count."""
         image = self._stack(volume, chosen).to(device)
         key = (id(network), device, tuple(image.shape), len(text))
         if key in self._bytes_per_slice:
@@ -218,14 +220,49 @@ class PromptedSliceInferer(SliceInferer):
         self._bytes_per_slice[key] = cost
         return found, cost
 
-    def _stack(self, volume: Tensor, chosen: Tensor) -> Tensor:
-        """Slices with their neighbours as channels, (B, 1 or 3, H, W) float32."""
-        chosen = chosen.to(volume.device)
+    def _stack(self, volume: _Slices, chosen: Tensor) -> Tensor:
+        """Slices with their neighbours as channels, (B, 1 or 3, H, W) float32 in [0, 1]."""
         if self.num_adjacent == 0:
-            return volume[chosen].unsqueeze(1).float()
+            return volume.windowed(chosen[:, None])
         offsets = range(-self.num_adjacent, self.num_adjacent + 1)
-        near = torch.stack([(chosen + offset).clamp(0, volume.shape[0] - 1) for offset in offsets], dim=1)
-        return volume[near].float()
+        near = torch.stack([(chosen + offset).clamp(0, len(volume) - 1) for offset in offsets], dim=1)
+        return volume.windowed(near)
+
+
+class _Slices:
+    """A volume cut into slices, which are windowed when they are taken.
+
+    Args:
+        voxels: (D, H, W), a view of the volume.
+        limits: of a window that is still to be applied; None where the voxels lie in [0, 1].
+    """
+
+    def __init__(self, voxels: Tensor, limits: tuple[float, float] | None) -> None:
+        self.voxels = voxels
+        self.limits = limits
+
+    def __len__(self) -> int:
+        return len(self.voxels)
+
+    def windowed(self, chosen: Tensor) -> Tensor:
+        """Slices of some indices (...), as (..., H, W) float32."""
+        taken = self.voxels[chosen.to(self.voxels.device)]
+        return taken.float() if self.limits is None else apply_window(taken, *self.limits)
+
+    def check_and_see(self) -> Tensor:
+        """Which slices hold anything above 0, after the window; bool (D,) on the host.
+
+        Raises:
+            InputError: there is no window to apply, and the voxels are outside [0, 1].
+        """
+        highest = torch.stack([one.amax() for one in self.voxels]).cpu()
+        if self.limits is None and not bool((highest <= 1).all()):
+            raise InputError(
+                f"expected intensities in [0, 1], found up to {float(highest.max()):g}, and no window to apply: the "
+                "preprocessing lacks `IntensityWindowd`, or the volume has lost its metadata on the way."
+            )
+        # by the very arithmetic of the window
+        return (highest if self.limits is None else apply_window(highest, *self.limits)) > 0
 
 
 class _SliceProgress:
