@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from boltzformer.data.slice_dataset import SliceDataset
+from boltzformer.data.windows import apply_window, limits_of
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
@@ -80,6 +81,7 @@ def test_inference_sees_what_training_saw(tmp_path, segmenter):
     case = {"image": str(image), "label": str(label), "modality": "CT", "objects": {1: "body"}}
     dataset = SliceDataset([case], tmp_path / "cache", window="soft_tissue", training=False)
     volume = segmenter.preprocessing({"image": str(image)})["image"]
+    volume = apply_window(volume, *limits_of(volume))
     assert len(dataset) == VOLUME.shape[2]
     for k in range(len(dataset)):
         item = dataset[k]
