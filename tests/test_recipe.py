@@ -211,6 +211,12 @@ def test_a_foreign_definition_reaches_no_other_class_and_no_other_file(checkpoin
         build_network(recipe_for(path, BUNDLE))
 
 
+def test_a_number_that_a_layer_refuses_is_one_error_that_names_the_file(checkpoint):
+    tampered = _tampered(checkpoint, lambda record: record["network"]["text_encoder"].update(heads=-0.0))
+    with pytest.raises(InputError, match=r"tampered.pt: .* cannot be built \(ValueError: "):
+        build_network(recipe_for(tampered, BUNDLE))
+
+
 def test_text_encoder_folder_is_recorded_relative_to_models(tmp_path):
     definition = {"type": "HuggingFaceTextEncoder", "name": str(tmp_path / "models" / "text"), "frozen": True}
     stands = SimpleNamespace(definition=definition)

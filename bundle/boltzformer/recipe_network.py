@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 # the modules whose classes a definition may name
+from boltzformer.error_report import reason_of
 from boltzformer.errors import InputError
 from boltzformer.networks import boltzformer as _boltzformer  # noqa: F401
 from boltzformer.networks.baselines import sam as _sam  # noqa: F401
@@ -42,7 +43,8 @@ def build_network(recipe: Recipe, **given: Any) -> nn.Module:
         the network on the CPU.
 
     Raises:
-        InputError: an argument that is not known, or that conflicts with the recipe and is not among `recipe.override`.
+        InputError: an argument that is not known, that conflicts with the recipe and is not among `recipe.override`, or
+            that a layer refuses.
     """
     wanted = without_start(as_data(given))
     base = recipe.network
@@ -53,7 +55,13 @@ def build_network(recipe: Recipe, **given: Any) -> nn.Module:
     if base.get("type") not in NETWORK_TYPES:
         known = ", ".join(NETWORK_TYPES)
         raise InputError(f"{recipe.checkpoint}: its recipe describes a {base.get('type')!r}; known are {known}.")
-    network = construct(_merge(base, wanted), recipe.bundle_root / "models")
+    try:
+        network = construct(_merge(base, wanted), recipe.bundle_root / "models")
+    except InputError:
+        raise
+    except Exception as error:  # a number that some layer cannot take: only that layer knows
+        source = "the network's definition" if recipe.network is None else f"{recipe.checkpoint}: its recipe's network"
+        raise InputError(f"{source} cannot be built ({reason_of(error)}).") from error
     assert isinstance(network, nn.Module)
     return network
 

@@ -173,3 +173,21 @@ def test_a_damaged_slice_with_a_damaged_series_uid_is_not_dropped(series):
     _change(series.files[1], Rows=None, SeriesInstanceUID="0")
     with pytest.raises(InputError, match="1 of 3 slices are damaged"):
         find_series(series.folder, uid=uid)
+
+
+@pytest.mark.parametrize(("tag", "refused"), [("Columns", True), ("SamplesPerPixel", True), ("SeriesNumber", False)])
+def test_an_attribute_that_cannot_be_decoded_is_one_error_where_it_matters(series, tag, refused):
+    file = series.files[1]
+    data = pydicom.dcmread(file)
+    data.SeriesNumber = 7
+    place = pydicom.tag.Tag(tag)
+    kind, length = ("IS", b"x.y ") if tag == "SeriesNumber" else ("US", b"abc")  # three bytes are no number of two
+    data[place] = pydicom.dataelem.RawDataElement(place, kind, len(length), length, 0, False, True)
+    data.save_as(file)
+    if refused:
+        with pytest.raises(InputError, match=tag) as caught:
+            find_series(series.folder)
+        assert str(file) in str(caught.value)
+        assert survey_volumes(series.folder).cases
+    else:
+        assert len(find_series(series.folder).files) == len(series.files)

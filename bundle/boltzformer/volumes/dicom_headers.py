@@ -21,6 +21,7 @@ _TAGS = (
     *("NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation"),
     *("RescaleSlope", "RescaleIntercept", "BitsAllocated"),
 )
+_ONLY_TOLD = {"SeriesDescription", "SeriesNumber", "BodyPartExamined"}
 _DICOM_ENDINGS = {".dcm", ".dicom", ".ima"}
 
 
@@ -103,7 +104,7 @@ def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str]) ->
         contents.damaged[file] = f"has a header that cannot be read ({error or type(error).__name__})"
         return
     name = UID(kind).name
-    short = _missing_pixels(file, header) if has_size else ""
+    short = _unreadable(header) or (_missing_pixels(file, header) if has_size else "")
     if short:
         contents.damaged[file] = short
         if uid:
@@ -116,6 +117,18 @@ def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str]) ->
         contents.damaged[file] = "has no Rows and Columns, so it is cut or damaged"
         if uid:
             contents.series_of_damaged[file] = uid
+
+
+def _unreadable(header: Dataset) -> str:
+    """Says which attribute cannot be decoded, which pydicom does at the first look; one that is only told goes."""
+    for tag in _TAGS:
+        try:
+            header.get(tag)
+        except Exception as error:  # of many kinds
+            if tag not in _ONLY_TOLD:
+                return f"has a header that cannot be read ({tag}: {error or type(error).__name__})"
+            del header[tag]
+    return ""
 
 
 def _missing_pixels(file: Path, header: Dataset) -> str:
