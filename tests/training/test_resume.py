@@ -359,3 +359,24 @@ def test_a_state_of_other_entries_is_one_line(make_run, tmp_path):
         save_atomically({**whole, key: value}, tmp_path / "last.pt")
         with pytest.raises(InputError, match=r"last\.pt"):
             make_run(tmp_path, max_epochs=2, resume=True).trainer.run()
+
+
+@pytest.mark.parametrize(
+    ("state", "change"),
+    [
+        ("early_stopping", {"best_score": {}}),
+        ("early_stopping", {"counter": "many"}),
+        ("optimizer", {"state": {0: []}}),
+        ("optimizer", {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2)}}}),
+        ("optimizer", {"param_groups": [{"lr": 1e-2, "betas": None, "params": [0, 1, 2, 3]}]}),
+    ],
+)
+def test_a_state_of_other_kinds_is_one_line_before_the_first_step(make_run, tmp_path, state, change):
+    make_run(tmp_path, max_epochs=1).trainer.run()
+    whole = torch.load(tmp_path / "last.pt", weights_only=True)
+    states = {**whole["states"], state: {**whole["states"][state], **change}}
+    save_atomically({**whole, "states": states}, tmp_path / "last.pt")
+    run = make_run(tmp_path, max_epochs=2, resume=True)
+    with pytest.raises(InputError, match=r"last\.pt is no state of a run"):
+        run.trainer.run()
+    assert run.trainer.state.iteration == 0

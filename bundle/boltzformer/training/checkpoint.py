@@ -14,6 +14,7 @@ import ignite.distributed as idist
 from ignite.engine import Events
 from monai.engines import Evaluator, SupervisedTrainer, Workflow
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from boltzformer.error_report import reason_of
@@ -21,6 +22,7 @@ from boltzformer.errors import InputError
 from boltzformer.recipe import check_same_recipe
 from boltzformer.training.gradients import steps_now
 from boltzformer.training.interruption import Interruption
+from boltzformer.training.optimizer_state import check_optimizer_state
 from boltzformer.training.random_state import gather_random_state, restore_random_state
 from boltzformer.training.skipping import SkippingLoader
 from boltzformer.weights import NETWORK_KEY, check_fit, keep_previous, read_checkpoint, save_atomically
@@ -254,6 +256,8 @@ class RunCheckpoint:
         self.network.load_state_dict(content[NETWORK_KEY])
         for name, item in self.states.items():
             if name in content["states"]:
+                if isinstance(item, Optimizer):
+                    check_optimizer_state(item, content["states"][name])
                 item.load_state_dict(content["states"][name])
         if engine.scaler is not None and content["scaler"]:
             engine.scaler.load_state_dict(content["scaler"])

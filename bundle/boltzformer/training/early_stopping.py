@@ -60,6 +60,8 @@ class EarlyStoppingOnValidation:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up an earlier run's state."""
+        best = state["best_score"]
+        state = {**state, "counter": int(state["counter"]), "best_score": None if best is None else float(best)}
         self._state = state
         if self._stopper is not None:
             self._stopper.load_state_dict(state)
