@@ -36,10 +36,19 @@ def _same_weights(first: Path, second: Path) -> bool:
 
 def test_training_leaves_all_it_should(trained):
     out = trained.folder / "out"
-    assert {"last.pt", "log.txt", "validation"} <= {path.name for path in out.iterdir()}
+    assert {"last.pt", "log.txt", "validation", "curves.csv", "curves.png"} <= {path.name for path in out.iterdir()}
     state = torch.load(trained.weights, weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
-    for part in ("loader alone gives", "training: epoch 2/2", "pairs/s", "validation: epoch 2", "best val_dice"):
+    for part in (
+        "this training:",
+        "object 'liver': in 3 cases",
+        "random weights",
+        "loader alone gives",
+        "training: epoch 2/2",
+        "pairs/s",
+        "validation: epoch 2",
+        "best val_dice",
+    ):
         assert part in trained.output
         assert part in (out / "log.txt").read_text()
     events = EventAccumulator(str(out)).Reload()

@@ -22,6 +22,7 @@ _TAGS = (
     *("RescaleSlope", "RescaleIntercept", "BitsAllocated"),
 )
 _ONLY_TOLD = {"SeriesDescription", "SeriesNumber", "BodyPartExamined"}
+_LONGEST = 200  # of what pydicom says, which quotes all bytes
 _DICOM_ENDINGS = {".dcm", ".dicom", ".ima"}
 
 
@@ -126,7 +127,7 @@ def _unreadable(header: Dataset) -> str:
             header.get(tag)
         except Exception as error:  # of many kinds
             if tag not in _ONLY_TOLD:
-                return f"has a header that cannot be read ({tag}: {error or type(error).__name__})"
+                return f"has a header that cannot be read ({tag}: {str(error)[:_LONGEST] or type(error).__name__})"
             del header[tag]
     return ""
 
