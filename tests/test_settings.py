@@ -7,9 +7,10 @@ import json
 import pytest
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
-from boltzformer.settings import check_command_line, check_keys, check_run
+from boltzformer.settings import check_command_line, check_keys, check_run, check_seed_and_device
+from monai.bundle import ConfigWorkflow
 
-from tests.support import BUNDLE, SMALL_NETWORK, write_json
+from tests.support import BUNDLE, SMALL_NETWORK, raises_input_error, write_json
 
 CONFIGS = BUNDLE / "configs"
 MONAI = "/somewhere/monai/bundle/__main__.py"
@@ -114,3 +115,27 @@ def test_the_configs_check_their_command_line_first():
 def test_the_api_refuses_unknown_arguments():
     with pytest.raises(InputError, match="no key 'windows'; did you mean 'window'"):
         Segmenter.from_bundle(BUNDLE, windows="lung")
+
+
+@pytest.mark.parametrize("seed", ["abc", -1, 2**32, 1.5, None, True])
+def test_a_seed_that_is_none_is_one_line(seed):
+    with pytest.raises(InputError, match=r"--seed .*: expected a whole number from 0"):
+        check_seed_and_device(seed, "cpu")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", "cpu:x", None])
+def test_a_device_that_is_not_there_is_one_line(device):
+    with pytest.raises(InputError, match=r"--device .* cannot be used \(.+\)"):
+        check_seed_and_device(0, device)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+@pytest.mark.parametrize("given", [{"seed": "abc"}, {"device": "cuda:99"}])
+def test_every_config_says_so_before_it_builds_a_network(name, given, tmp_path):
+    """Through MONAI's own entry, whose `initialize` sees the seed first."""
+    place = {"bundle_root": str(BUNDLE), "runs_dir": str(tmp_path), "cache_dir": str(tmp_path)}
+    workflow = ConfigWorkflow(str(CONFIGS / f"{name}.json"), logging_file=False, **place, **given)
+    workflow.initialize()
+    with raises_input_error(f"--{next(iter(given))} "):
+        workflow.run()
+    assert list(tmp_path.iterdir()) == []

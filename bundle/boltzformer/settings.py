@@ -15,6 +15,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser, run
 
 from boltzformer.bundle_folder import bundle_folder
@@ -156,3 +157,36 @@ def _read(files: Sequence[str | Path]) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MONAI has said already what it says of every config
         return dict(ConfigParser.load_config_files([str(file) for file in files]))
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device that can be used.
+
+    Args:
+        device: such as "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        InputError: it is unknown, or not there.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"--device {str(device)!r}: cannot be used ({reason}).") from None
+    return found
+
+
+def check_seed_and_device(seed: Any, device: Any) -> None:
+    """Check the two settings that torch would refuse with a page of traceback.
+
+    Args:
+        seed: should be a whole number from 0 to 2^32 - 1.
+        device: see `usable_device`.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"--seed {seed!r}: expected a whole number from 0 to {2**32 - 1}.")
+    usable_device(device)

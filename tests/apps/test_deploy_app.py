@@ -53,9 +53,11 @@ def segments(path: Path) -> dict[tuple[str, str], bytes]:
     """Pixels of each frame that holds any, by segment label and source image."""
     found = hd.seg.segread(path)
     labels = {item.SegmentNumber: item.SegmentLabel for item in found.SegmentSequence}
+    shared = found.SharedFunctionalGroupsSequence[0]  # holds what all frames have in common, as a single segment
     frames = {}
     for frame, pixels in zip(found.PerFrameFunctionalGroupsSequence, found.pixel_array, strict=True):
-        label = labels[frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber]
+        identified = frame if "SegmentIdentificationSequence" in frame else shared
+        label = labels[identified.SegmentIdentificationSequence[0].ReferencedSegmentNumber]
         source = frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
         if pixels.any():
             frames[label, str(source)] = pixels.tobytes()

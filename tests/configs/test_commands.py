@@ -87,6 +87,10 @@ def test_evaluation_reports(evaluated):
     rows = _rows(evaluated)
     assert len(rows) - 1 == summary["overall"]["n"] + summary["overall"]["negatives"]["n"]
     assert summary["overall"]["negatives"]["n"] > 0
+    account = json.loads((evaluated / "manifest.json").read_text())
+    assert (account["command"], account["asked"], account["done"]) == ("evaluation", 2, 2)
+    assert all(len(entry["inputs"]) == 2 for entry in account["entries"])
+    assert len(account["weights"][0]["sha256"]) == 64
 
 
 def test_two_processes_evaluate_to_the_same_numbers(trained, evaluated, run_bundle, tmp_path):

@@ -38,8 +38,11 @@ def test_decathlon_folder_and_comparison(dataset, exact_predictions, tmp_path):
     done = run(exact_predictions, dataset, "--output-dir", tmp_path / "one")
     assert done.exit_code == 0, done.stderr
     assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
-        *("lesions.csv", "report.html", "slices.csv", "summary.json", "volumes.csv"),
+        *("lesions.csv", "manifest.json", "report.html", "slices.csv", "summary.json", "volumes.csv"),
     ]
+    account = json.loads((tmp_path / "one" / "manifest.json").read_text())
+    assert (account["asked"], account["done"], account["failed"], account["skipped"]) == (3, 3, 0, 0)
+    assert [file["path"] for file in account["entries"][0]["inputs"]] == ["../labels/case_0.nii.gz"]  # it has no image
     done = run(exact_predictions, dataset, "--output-dir", tmp_path / "two", "--compare-to", tmp_path / "one")
     assert done.exit_code == 0, done.stderr
     assert json.loads((tmp_path / "two" / "comparison.json").read_text())["overall"]["difference"] == 0
@@ -57,6 +60,14 @@ def test_failures_are_listed_last_and_the_code_is_1(dataset, exact_predictions, 
     assert summary["volumes"]["overall"]["n"] == 2  # case_2's two objects
     assert len(summary["failures"]) == 3
     assert "3 could not be scored" in (tmp_path / "out" / "report.html").read_text()
+    account = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert {entry["name"]: entry["status"] for entry in account["entries"]} == {
+        "case_0": "failed",
+        "case_1": "failed",
+        "case_2": "done",
+    }
+    assert "liver lesion: " in account["entries"][1]["reason"]
+    assert (account["asked"], account["done"], account["failed"], account["skipped"]) == (3, 1, 2, 0)
 
 
 def test_the_command_itself(dataset, exact_predictions, tmp_path):
@@ -134,6 +145,8 @@ def test_cases_with_an_empty_label_map_are_named(dataset, exact_predictions, tmp
     assert "1 of 3 cases are in no number" in " ".join(done.stdout.split())
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["without_rows"] == ["case_1"]
     assert "1 of 3 cases are in no number" in (tmp_path / "out" / "report.html").read_text()
+    account = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [entry["status"] for entry in account["entries"]] == ["done", "skipped", "done"]
 
 
 def test_hidden_files_are_no_labels(labels_dir, exact_predictions, tmp_path):

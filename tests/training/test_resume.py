@@ -354,7 +354,13 @@ def test_best_is_the_highest_dice_not_the_last_and_not_the_lowest_loss(make_run,
 def test_a_state_of_other_entries_is_one_line(make_run, tmp_path):
     make_run(tmp_path, max_epochs=1).trainer.run()
     whole = torch.load(tmp_path / "last.pt", weights_only=True)
-    others = {"progress": None, "network": 5, "random": [], "states": {"optimizer": 1}, "best": {"best_metric": "a"}}
+    others = {
+        "progress": {"iteration": 1.5, "epoch_length": 6},
+        "network": 5,
+        "random": [],
+        "states": {"optimizer": 1},
+        "best": {"best_metric": "a"},
+    }
     for key, value in others.items():
         save_atomically({**whole, key: value}, tmp_path / "last.pt")
         with pytest.raises(InputError, match=r"last\.pt"):
@@ -366,6 +372,7 @@ def test_a_state_of_other_entries_is_one_line(make_run, tmp_path):
     [
         ("early_stopping", {"best_score": {}}),
         ("early_stopping", {"counter": "many"}),
+        ("schedule", {"base_lrs": []}),
         ("optimizer", {"state": {0: []}}),
         ("optimizer", {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2)}}}),
         ("optimizer", {"param_groups": [{"lr": 1e-2, "betas": None, "params": [0, 1, 2, 3]}]}),

@@ -138,6 +138,8 @@ def test_headers_that_nibabel_takes_without_a_word(tmp_path):
         read_volume(_with_bytes(tmp_path / "a.nii", ARRAY, 108, np.float32(0).tobytes()))
     with pytest.raises(InputError, match="voxel sizes of"):
         read_volume(_with_bytes(tmp_path / "b.nii", ARRAY, 80, np.float32(0).tobytes()))
+    with pytest.raises(InputError, match=r"c.nii: cannot be read as a volume \(cannot convert float infinity"):
+        read_volume(_with_bytes(tmp_path / "c.nii", ARRAY, 108, np.float32(np.inf).tobytes()))
 
 
 def test_intercept_without_slope_in_nifti(tmp_path):

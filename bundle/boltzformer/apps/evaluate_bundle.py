@@ -89,8 +89,8 @@ def main(
             raise InputError(f"no case could be segmented; the first: {next(iter(failures.values()))}")
         cases = [LabelledCase.from_dict(case) for case in done]
         scored = PredictionFolder(folder, names)
-        lost = [{"case": Path(image).name, "object": "", "error": text} for image, text in failures.items()]
-        found = score(cases, scored, settings, workers, output_dir, compare_to, pictures, title, lost)
+        weights = checkpoint or bundle / "models" / "model.pt"
+        found = score(cases, scored, settings, workers, output_dir, compare_to, pictures, title, failures, weights)
     end(found.failures)
 
 

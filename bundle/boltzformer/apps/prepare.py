@@ -20,6 +20,8 @@ from boltzformer.data.prepare.shipped import write_shipped_data
 from boltzformer.data.prepare.source import Source, open_source
 from boltzformer.data.prepare.split import Split
 from boltzformer.errors import InputError
+from boltzformer.manifest import DONE, FAILED, SKIPPED, Entry, Manifest
+from boltzformer.output_files import check_folder
 
 app = typer.Typer(
     name="prepare",
@@ -159,18 +161,60 @@ def prepare(
         if unknown := sorted(set(leave_out) - known):
             raise InputError(f"--leave-out: {source} has no case named '{unknown[0]}'.")
     failures: list[str] = []
-    for plan in plans:
-        left_out = [name for name in leave_out if any(case.name == name for case in plan.cases)]
-        with one_line_errors():
+    told = {"source": source, "datasets": [plan.name for plan in plans], "split": vars(split), "leave_out": leave_out}
+    with one_line_errors():
+        manifest = Manifest("preparation", check_folder(out), None, told)
+        for plan in plans:
+            left_out = [name for name in leave_out if any(case.name == name for case in plan.cases)]
+            there = (out / plan.name).exists()
+            problem: InputError | None = None
             try:
                 build_dataset(plan, out, split, left_out, workers, say=lambda line: print(line, flush=True))
             except PreparationError as error:
                 failures += [*error.failures, str(error)]
+                problem = error
+            except InputError as error:
+                account_for(manifest, plan, out, left_out, there, error)
+                manifest.write()
+                raise
+            account_for(manifest, plan, out, left_out, there, problem)
+        print(f"Account of the run: {manifest.write()}")
     opened.close()
     for failure in failures:
         print_error(failure)
     if failures:
         raise typer.Exit(1)
+
+
+def account_for(
+    manifest: Manifest, plan: DatasetPlan, out: Path, left_out: list[str], there: bool, problem: InputError | None
+) -> None:
+    """An entry for each case of a plan: done, failed and why, or left out.
+
+    Args:
+        manifest: gets the entries.
+        plan: of the dataset.
+        out: folder of the datasets.
+        left_out: names of cases that the user left out.
+        there: whether the dataset was prepared before.
+        problem: what ended its preparation.
+    """
+    folder = out / plan.name
+    failures = problem.failures if isinstance(problem, PreparationError) else []
+    for case in plan.cases:
+        own = next((text for text in failures if text.startswith(f"{case.name}: ")), "")
+        files = [folder / kind / f"{case.name}.nii.gz" for kind in ("imagesTr", "labelsTr")]
+        status, reason = DONE, ""
+        if case.name in left_out:
+            status, reason = SKIPPED, "left out by the user"
+        elif own or (problem is not None and not failures):
+            status, reason = FAILED, own or str(problem)
+        elif problem is not None:
+            status, reason = SKIPPED, "is ready; the dataset appears when every case is"
+        elif there:
+            status, reason = SKIPPED, "was prepared before"
+        outputs = tuple(files) if status == DONE else ()
+        manifest.add(Entry(f"{plan.name}/{case.name}", str(folder), status, reason, outputs=outputs))
 
 
 if __name__ == "__main__":

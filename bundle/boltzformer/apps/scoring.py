@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from boltzformer.errors import InputError
+from boltzformer.manifest import DONE, FAILED, SKIPPED, Entry, Manifest
 from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.files import write_json
 from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
@@ -19,6 +20,7 @@ from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.metrics.show.report import write_report
 from boltzformer.metrics.show.terminal import print_comparison, print_evaluation
 from boltzformer.metrics.summary.comparison import compare_with
+from boltzformer.output_files import check_folder
 from boltzformer.volumes.checks import read_volume
 
 
@@ -42,16 +44,33 @@ def score(
     compare_to: Path | None,
     pictures: int,
     title: str,
-    lost: Sequence[dict[str, str]] = (),
+    lost: Mapping[str, str] | None = None,
+    weights: Path | None = None,
 ) -> Evaluation:
-    """Evaluate, write all files and print the tables; `lost` are failures from before, for the lists."""
+    """Evaluate, write all files and the account of the run, and print the tables.
+
+    Args:
+        cases: to score.
+        folder: their predictions.
+        settings: what is measured.
+        workers: processes.
+        output_dir: of all files.
+        compare_to: folder of an earlier evaluation.
+        pictures: of the worst cases.
+        title: of the report.
+        lost: what could not be segmented, image to reason, for lists and account.
+        weights: that made the predictions, where they are known.
+    """
     console = Console()
+    told = {"predictions": folder.folder, "axis": settings.axis, "absent_is_negative": settings.absent_is_negative}
+    manifest = Manifest("evaluation", check_folder(output_dir), weights, told)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=len(cases))
         found = evaluate_folder(
             cases, folder, read_volume, settings, workers, progress=lambda _: progress.advance(task)
         )
-    found.failures[:0] = lost
+    lost = lost or {}
+    found.failures[:0] = [{"case": Path(image).name, "object": "", "error": why} for image, why in lost.items()]
     found.write(output_dir)
     comparison = None if compare_to is None else compare_with(found, compare_to)
     if comparison is not None:
@@ -60,8 +79,34 @@ def score(
     print_evaluation(found.summary, console)
     if comparison is not None:
         print_comparison(comparison, console)
-    console.print(f"Report: {report}", soft_wrap=True)
+    account_for(manifest, cases, found, lost)
+    console.print(f"Report: {report}\nAccount of the run: {manifest.write()}", soft_wrap=True)
     return found
+
+
+def account_for(
+    manifest: Manifest, cases: Sequence[LabelledCase], found: Evaluation, lost: Mapping[str, str]
+) -> None:
+    """An entry for each case, each prediction without a label, and each image that was lost before."""
+    failed: dict[str, list[str]] = {}
+    for failure in found.failures[len(lost) :]:
+        where = f"{failure['object']}: " if failure["object"] else ""
+        failed.setdefault(failure["case"], []).append(where + failure["error"])
+    # `evaluate_folder` names cases by their label where their images share a name
+    by_label = len({case.name for case in cases}) < len(cases)
+    for case in cases:
+        name = case.names[0] if by_label else case.name
+        files = tuple(file for file in (case.image, case.label) if file is not None)
+        status, reason = DONE, ""
+        if name in failed:
+            status, reason = FAILED, "; ".join(failed[name])
+        elif name in found.without_rows:
+            status, reason = SKIPPED, "none of its objects is in the label map or counts as a negative"
+        manifest.add(Entry(name, str(case.label), status, reason, files))
+    for error in failed.get("", []):
+        manifest.add(Entry(Path(error.split(": ")[0]).name, error.split(": ")[0], FAILED, error))
+    for image, why in lost.items():
+        manifest.add(Entry(Path(image).name, image, FAILED, why))
 
 
 def end(failures: list[dict[str, str]]) -> None:

@@ -23,6 +23,7 @@ from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.formats import output_formats
 from boltzformer.inference.inputs import survey_volumes
+from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
 
 SOME_FAILED = 1
@@ -69,7 +70,7 @@ def main(
         wanted = _wanted(prompts or [], prompt_list)
         chosen = _chosen_formats(formats)
         limits = None if window is None else window_of(window)
-        place = None if device is None else device_of(device)
+        place = None if device is None else usable_device(device)
         if uneven_spacing not in ("refuse", "warn"):
             raise InputError(f"--uneven-spacing is {uneven_spacing!r}: expected refuse or warn.")
         file = weights or shipped_weights()
@@ -130,20 +131,6 @@ def window_of(text: str) -> str | list[float]:
         return [lower, upper]
     IntensityWindow(text)
     return text
-
-
-def device_of(text: str) -> torch.device:
-    """A device that can be used.
-
-    Raises:
-        InputError: it is unknown, or not there.
-    """
-    try:
-        device = torch.device(text)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device {text!r}: cannot be used ({str(error).splitlines()[0]}).") from None
-    return device
 
 
 def _print_lines(result: CaseResult) -> None:

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from boltzformer.apps.console import one_line_errors
 from boltzformer.apps.release import NAME, bundle_version, shipped_weights, weights_checksum
-from boltzformer.apps.segment import device_of, window_of
+from boltzformer.apps.segment import window_of
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
+from boltzformer.settings import usable_device
 from boltzformer.inference.api import Segmenter
 from boltzformer.recipe import read_recipe
 from boltzformer.volumes.segmented import Algorithm
@@ -75,7 +76,7 @@ def main(
             bundle_folder(),
             file,
             [path.resolve() for path in overlay or []],
-            None if device is None else device_of(device),
+            None if device is None else usable_device(device),
             **settings,
         )
         limits = Limits(

@@ -292,6 +292,9 @@ def _check_run(content: Mapping[str, Any], path: Path, states: Mapping[str, Stat
             f"{path} is no state of a run (weights alone, or another version's): resume from a {LAST_NAME}, "
             f"or begin a new run from these weights with `--initial_weights {path}`."
         )
+    done = content["progress"]["iteration"]
+    if not isinstance(done, int) or done < 0:
+        raise ValueError(f"{done!r} steps are done")
     there = (content["progress"]["epoch_length"], len(content["random"]))
     here = (engine.state.epoch_length, idist.get_world_size())
     if there != here or not set(states) - MAY_BE_ABSENT <= set(content["states"]) <= set(states):

@@ -22,7 +22,7 @@ CSV_NAME, PNG_NAME = "curves.csv", "curves.png"
 class Curves:
     """Ignite handler: `<output_dir>/curves.csv` and `curves.png`, an epoch a row, written anew after each epoch.
 
-    List it behind `ValidationHandler`, and among the states of `RunCheckpoint`: a resumed run goes on with its curves.
+    Attach it behind `ValidationHandler`, and list it among `RunCheckpoint`'s states: a resumed run goes on with its curves.
     Epoch 0 is the validation before the first step, where there is one. Only the first process of a distributed run
     writes; its training loss is that of its own share of the data.
 

@@ -52,7 +52,9 @@ class WarmupCosine(LambdaLR):
         self.last_epoch = state_dict.get("step", state_dict.get("last_epoch", 0))
         self._step_count = self.last_epoch + 1
         self.base_lrs = [float(rate) for rate in state_dict["base_lrs"]]
-        self._last_lr = list(state_dict.get("last_lr", state_dict.get("_last_lr", self.base_lrs)))
+        self._last_lr = [float(rate) for rate in state_dict.get("last_lr", state_dict.get("_last_lr", self.base_lrs))]
+        if not len(self.base_lrs) == len(self._last_lr) == len(self.optimizer.param_groups):
+            raise ValueError(f"{len(self.base_lrs)} rates for {len(self.optimizer.param_groups)} groups of parameters")
         anchor = state_dict.get("anchor")
         self.anchor = None if anchor is None else (int(anchor[0]), float(anchor[1]))
         longer = state_dict.get("total_steps", self.total_steps) != self.total_steps

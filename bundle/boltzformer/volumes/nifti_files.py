@@ -9,8 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.spatialimages import SpatialImage
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.deflate import BUFFER, DAMAGE, open_gzip
@@ -48,7 +47,7 @@ def read_nibabel(path: Path) -> np.ndarray:
                     pass
             return array
         return image_voxels(image)
-    except DAMAGE as error:
+    except (*DAMAGE, ArithmeticError) as error:
         raise InputError(
             f"{path}: the data is truncated or damaged ({error}); copy or export the file again."
         ) from error
@@ -81,7 +80,7 @@ def open_nibabel(path: Path) -> Any:
     check_present(path)
     try:
         image = nib.load(path)
-    except (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError) as error:
+    except Exception as error:  # nibabel raises many kinds on a damaged header
         raise InputError(
             f"{path}: cannot be read as a volume ({error}); it may be truncated, or is no NIfTI file (.nii, .nii.gz)."
         ) from error

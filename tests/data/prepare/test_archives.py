@@ -224,6 +224,11 @@ def test_a_damaged_case_is_named_and_the_finished_ones_are_kept(tmp_path):
     assert "2 of 6 cases failed" in said
     assert _hidden(out) == [".MSD_Lung.draft"]
     assert not (out / "MSD_Lung").exists()
+    account = json.loads((out / "manifest.json").read_text())
+    assert (account["asked"], account["done"], account["failed"], account["skipped"]) == (6, 0, 2, 4)
+    reasons = {entry["name"]: entry["reason"] for entry in account["entries"] if entry["status"] == "failed"}
+    assert set(reasons) == {"MSD_Lung/lung_002", "MSD_Lung/lung_004"}
+    assert all(reason.startswith(name.split("/")[1]) for name, reason in reasons.items())
 
     # mended: only the two are read again
     (root / "imagesTr" / "lung_002.nii.gz").write_bytes(original)
@@ -235,6 +240,12 @@ def test_a_damaged_case_is_named_and_the_finished_ones_are_kept(tmp_path):
         file.name: stamp for file, stamp in begun.items() if file.name not in {"lung_002.nii.gz", "lung_004.nii.gz"}
     }
     assert {name: (out / "MSD_Lung/imagesTr" / name).stat().st_mtime_ns for name in kept} == kept
+    assert json.loads((out / "manifest.1.json").read_text()) == account
+    account = json.loads((out / "manifest.json").read_text())
+    assert (account["command"], account["done"], account["failed"]) == ("preparation", 6, 0)
+    sums = (out / "MSD_Lung" / "SHA256SUMS").read_text()
+    assert all(file["sha256"] in sums for entry in account["entries"] for file in entry["outputs"])
+    assert sum(len(entry["outputs"]) for entry in account["entries"]) == 12
     fresh = tmp_path / "fresh"
     _prepare("msd", root, fresh)
     assert (fresh / "MSD_Lung" / "SHA256SUMS").read_text() == (out / "MSD_Lung" / "SHA256SUMS").read_text()
@@ -248,6 +259,9 @@ def test_a_damaged_case_can_be_left_out_by_name(tmp_path):
     folder = tmp_path / "out" / "MSD_Lung"
     assert "left out by the user: lung_003" in json.loads((folder / "dataset.json").read_text())["notes"]
     assert len(list((folder / "imagesTr").iterdir())) == len(list((folder / "labelsTr").iterdir())) == 5
+    account = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    left_out = [entry for entry in account["entries"] if entry["status"] == "skipped"]
+    assert [(entry["name"], entry["reason"]) for entry in left_out] == [("MSD_Lung/lung_003", "left out by the user")]
 
 
 def test_too_little_disk_is_said_before(tmp_path, monkeypatch):
