@@ -73,6 +73,29 @@ def test_resumed_equals_uninterrupted(make_run, tmp_path, every_minutes, killed_
     assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
 
 
+@pytest.mark.parametrize(("every_minutes", "best_is_saved"), [(0, False), (1e-9, False), (1e-9, True)])
+def test_a_kill_during_validation_changes_nothing(make_run, tmp_path, every_minutes, best_is_saved):
+    """Killed in the second epoch's validation: before it is complete, or between `model.pt` and `last.pt`."""
+    whole = make_run(tmp_path / "whole")
+    whole.trainer.run()
+    cut = make_run(tmp_path / "cut", every_minutes=every_minutes)
+
+    def kill(engine):
+        if engine.state.epoch == 2:
+            raise Killed
+
+    cut.validator.add_event_handler(Events.EPOCH_COMPLETED if best_is_saved else Events.ITERATION_COMPLETED, kill)
+    with pytest.raises(Killed):
+        cut.trainer.run()
+    again = make_run(tmp_path / "cut", every_minutes=every_minutes, resume=True)
+    again.trainer.run()
+    _assert_same(whole, again)
+    best = [torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("whole", "cut")]
+    assert all(torch.equal(best[0][key], best[1][key]) for key in best[0])
+    assert not list((tmp_path / "cut").glob(".*"))
+    assert not list((tmp_path / "cut").glob("previous_*"))
+
+
 @pytest.mark.parametrize("resume", [True, "true", "True"])
 def test_resume_without_a_checkpoint_begins_anew(make_run, tmp_path, caplog, resume):
     with caplog.at_level("INFO"):

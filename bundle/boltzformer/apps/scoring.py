@@ -84,9 +84,7 @@ def score(
     return found
 
 
-def account_for(
-    manifest: Manifest, cases: Sequence[LabelledCase], found: Evaluation, lost: Mapping[str, str]
-) -> None:
+def account_for(manifest: Manifest, cases: Sequence[LabelledCase], found: Evaluation, lost: Mapping[str, str]) -> None:
     """An entry for each case, each prediction without a label, and each image that was lost before."""
     failed: dict[str, list[str]] = {}
     for failure in found.failures[len(lost) :]:

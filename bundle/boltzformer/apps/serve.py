@@ -17,9 +17,9 @@ from boltzformer.apps.release import NAME, bundle_version, shipped_weights, weig
 from boltzformer.apps.segment import window_of
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
-from boltzformer.settings import usable_device
 from boltzformer.inference.api import Segmenter
 from boltzformer.recipe import read_recipe
+from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
 
 TOKEN_VARIABLE = "BOLTZFORMER_TOKEN"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Events
 from matplotlib.figure import Figure
 from monai.engines import Evaluator, Workflow
@@ -22,9 +23,9 @@ CSV_NAME, PNG_NAME = "curves.csv", "curves.png"
 class Curves:
     """Ignite handler: `<output_dir>/curves.csv` and `curves.png`, an epoch a row, written anew after each epoch.
 
-    Attach it behind `ValidationHandler`, and list it among `RunCheckpoint`'s states: a resumed run goes on with its curves.
-    Epoch 0 is the validation before the first step, where there is one. Only the first process of a distributed run
-    writes; its training loss is that of its own share of the data.
+    Attach it behind `ValidationHandler`, and list it among `RunCheckpoint`'s states, so that a resumed run goes on with
+    its curves. Epoch 0 is the validation before the first step, where there is one. Only the first process of a
+    distributed run writes; its training loss is that of its own share of the data.
 
     Args:
         output_dir: the run's folder.
@@ -60,7 +61,7 @@ class Curves:
     def _after_step(self, engine: Workflow) -> None:
         output = engine.state.output
         first = output[0] if isinstance(output, list) else output
-        self._sum += float(first["loss"])
+        self._sum += float(torch.as_tensor(first["loss"]).detach())
         self._steps += 1
 
     def _after_epoch(self, engine: Workflow) -> None:

@@ -23,7 +23,7 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
-DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, zlib.error, *_isal_errors)
+DAMAGE: tuple[type[Exception], ...] = (OSError, EOFError, ValueError, ArithmeticError, zlib.error, *_isal_errors)
 """What reading a damaged file raises."""
 BUFFER = 1 << 20
 

@@ -47,7 +47,7 @@ def read_nibabel(path: Path) -> np.ndarray:
                     pass
             return array
         return image_voxels(image)
-    except (*DAMAGE, ArithmeticError) as error:
+    except DAMAGE as error:
         raise InputError(
             f"{path}: the data is truncated or damaged ({error}); copy or export the file again."
         ) from error

@@ -14,7 +14,7 @@ export class Viewer {
     this.nv = new niivue.Niivue({
       backColor: [0.055, 0.075, 0.098, 1],
       crosshairColor: [0.41, 0.68, 0.88, 0.6],
-      crosshairWidth: 1,
+      crosshairWidth: 0.3,
       dragAndDropEnabled: false,
       isRadiologicalConvention: true,
       show3Dcrosshair: false,
