@@ -81,6 +81,14 @@ def test_a_line_for_each_case_and_prompt_tells_what_was_found(segment, scans, tm
     assert findings[1]["millilitres"] == pytest.approx(mask.sum() * 3 / 1000, rel=1e-5)
 
 
+def test_precision_is_part_of_the_request(segment, scans, tmp_path):
+    one = (scans / "a.nii.gz", PROMPTS[0], "-o", tmp_path / "out")
+    assert "finished earlier" not in segment(*one).output
+    assert "finished earlier" in segment(*one).output
+    assert "finished earlier" not in segment(*one, "--precision", "plain").output
+    assert "finished earlier" in segment(*one, "--precision", "plain").output
+
+
 def test_json_is_one_object_a_case(segment, scans, tmp_path):
     done = segment(scans, "liver", "-o", tmp_path / "out", "--json")
     told = [json.loads(line) for line in done.stdout.splitlines()]
@@ -141,6 +149,7 @@ def test_a_prompt_is_never_evaluated(segment, scans, tmp_path):
         (["{scan}", "liver", "--window", "1,x"], "two numbers"),
         (["{scan}", "liver", "--uneven-spacing", "$1"], "refuse or warn"),
         (["{scan}", "liver", "--modality", "$1"], "modality"),
+        (["{scan}", "liver", "--precision", "half"], "precision is 'half'"),
         (["{scan}", "liver", "--weights", "none.pt"], "none.pt"),
     ],
 )

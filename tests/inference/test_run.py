@@ -65,6 +65,8 @@ def test_folder_gives_masks_maps_and_notes(infer, scans, segmenter):
         (2, "two", "liver"),
     ]
     assert notes["seed"] == 0
+    assert notes["computation"] == "float32, in groups of 8 slices"
+    assert notes["blank_slices_are_empty"] is True
     result = segmenter.segment(scans / "b.nii.gz", ["nodule", "liver"])  # the API gives the same
     label_map = np.asarray(nib.load(out / "b.nii.gz").dataobj)
     assert np.array_equal(label_map, result.label_map)

@@ -30,5 +30,6 @@ def as_segmented(result: Segmentation, case: str, algorithm: Algorithm) -> tuple
         algorithm=algorithm,
         label_map=result.label_map,
         findings=tuple(finding.as_dict() for finding in findings),
+        computation=result.computation,
     )
     return made, findings

@@ -23,6 +23,7 @@ from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.formats import output_formats
 from boltzformer.inference.inputs import survey_volumes
+from boltzformer.inference.precision import check_precision
 from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
 
@@ -58,6 +59,10 @@ def main(
     ] = "refuse",
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1; CUDA where there is one by default.")] = None,
     memory_gb: Annotated[float, typer.Option(min=0.01, help="For the tensors of a batch of slices.")] = 2.0,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32 (default); bfloat16: faster, borders may move; plain: slice by slice."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished cases again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a case on standard output.")] = False,
 ) -> None:
@@ -80,10 +85,12 @@ def main(
             print(f"left out: {path}: {reason}", file=sys.stderr)
         overlays = [path.resolve() for path in overlay or []]
         settings: dict[str, Any] = {"memory_gb": memory_gb, **({} if limits is None else {"window": limits})}
+        settings |= {} if precision is None else {"precision": check_precision(precision)}
         make_segmenter = partial(
             _make_segmenter, file, overlays, place, {**settings, "uneven_spacing": uneven_spacing}, not as_json
         )
         decisive = {"window": limits, "overlays": [path.read_text() for path in overlays], "device": str(place)}
+        decisive |= {"precision": precision}
         request = Request(tuple(wanted), chosen, algorithm, uneven_spacing, decisive)
         show = _print_json if as_json else _print_lines
         results = run_batch(found.cases, request, make_segmenter, output, overwrite, show)

@@ -59,6 +59,7 @@ def test_numbers_of_a_scan(client, scan, segmenter):
         assert finding["existence"] is None
     summary = client.get(f"/api/jobs/{told['id']}/files/scan.summary.json").json()
     assert summary["algorithm"]["weights_sha256"] == ALGORITHM.weights_sha256
+    assert summary["algorithm"]["computation"] == "float32, in groups of 8 slices"
     assert "image.nii.gz" not in told["files"]
 
 

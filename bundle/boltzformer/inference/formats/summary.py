@@ -19,6 +19,7 @@ def _write(volume: SegmentedVolume, folder: Path) -> list[Path]:
             "name": volume.algorithm.name,
             "version": volume.algorithm.version,
             "weights_sha256": volume.algorithm.weights_sha256,
+            "computation": volume.computation,
         },
         "findings": [dict(finding) for finding in volume.findings],
     }
