@@ -364,11 +364,30 @@ def test_foreign_prompts_have_empty_masks_and_their_share(dataset):
     [
         {"foreign_share": 0.5, "training": True},  # nothing is foreign to a single dataset
         {"foreign_share": 0.5, "foreign_prompts": ["liver"]},  # not in evaluation
-        {"foreign_share": 0.5, "foreign_prompts": ["liver"], "training": True, "prompts_per_slice": 2},
+        {"empty_share": 0.5, "training": True},  # foreign to one prompt a slice
         {"foreign_share": 0.5, "foreign_prompts": ["liver", " "], "training": True},
         {"foreign_share": 1.5, "foreign_prompts": ["liver"], "training": True},
     ],
 )
 def test_foreign_prompts_are_checked(dataset, arguments):
-    with pytest.raises(InputError, match="foreign"):
+    with pytest.raises(InputError, match="foreign|empty_share"):
         dataset(negative_share=0.5, **arguments)
+
+
+def test_several_prompts_of_a_slice_may_be_foreign_and_slices_empty(dataset, make_case):
+    settings = {"negative_share": 0.5, "foreign_prompts": ["liver", "left kidney"], "foreign_share": 0.5}
+    data = dataset(training=True, prompts_per_slice=4, empty_share=0.5, **settings)
+    assert data.num_empty == len(data.slices)
+    assert len(data) == 2 * len(data.slices)
+    asked = []
+    for epoch in range(20):
+        data.set_epoch(epoch)
+        for index in range(len(data)):
+            item = data[index]
+            assert item["label"].any() == (index < len(data.slices))
+            assert item["label"][0].any() or index >= len(data.slices)  # what is there comes first
+            for name, text, mask in zip(item["object"], item["text"], item["label"], strict=True):
+                assert (name == "foreign") == (text in ("liver", "left kidney"))
+                assert not (name == "foreign" and mask.any())
+                asked += [name == "foreign"] * (not mask.any())
+    assert 0.4 < sum(asked) / len(asked) < 0.75  # half, and where no absent object is left

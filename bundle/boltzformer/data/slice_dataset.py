@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,29 @@ from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
 
-_NO_VALUE = -1  # of a label map: what is foreign has none
+NO_VALUE = -1
+"""In place of a label value: what is foreign has none."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What an example asks for: pixels and augmentation come after.
+
+    Attributes:
+        case: number of its case in the dataset.
+        slice: its slice.
+        values: label value of each prompt, present objects first; `NO_VALUE` where it is foreign.
+        texts: the prompts.
+        names: of the objects.
+        rng: for what is drawn next.
+    """
+
+    case: int
+    slice: int
+    values: tuple[int, ...]
+    texts: tuple[str, ...]
+    names: tuple[str, ...]
+    rng: np.random.Generator
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -49,8 +72,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
             second time in another wording. Only with `training`; batches come from `collate_prompts`.
         foreign_prompts: sentences for what is in none of the images, such as organs of other body parts: a list, or a
             JSON file with one. Another dataset's objects are foreign to a case too.
-        foreign_share: share of negatives that ask for something foreign, in [0, 1]; only in training, and with one
-            prompt a slice.
+        foreign_share: share of negatives that ask for something foreign, in [0, 1]; only in training. With several
+            prompts a slice, negatives that no absent object is left for are foreign too.
+        empty_share: share of slices without any object among all slices, in [0, 1), all of whose prompts are
+            negatives, other slices in each epoch; only with several prompts a slice.
         min_area: pixels that a positive slice's object has at least, 1 or more; slices with fewer are not
             used.
         wordings: the wording book; None takes `WordingBook()`.
@@ -94,6 +119,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         prompts_per_slice: int = 1,
         foreign_prompts: Sequence[str] | str | Path | None = None,
         foreign_share: float = 0.0,
+        empty_share: float = 0.0,
         transform: Callable[[dict[str, Any]], Any] | None = None,
         seed: int = 0,
         num_workers: int | None = None,
@@ -107,9 +133,11 @@ class SliceDataset(Dataset[dict[str, Any]]):
             raise InputError("seed must be 0 or more, min_area 1 or more.")
         if prompts_per_slice < 1 or (prompts_per_slice > 1 and not training):
             raise InputError(f"prompts_per_slice: expected 1, or more in training, found {prompts_per_slice}.")
-        if not 0 <= foreign_share <= 1 or (foreign_share and (prompts_per_slice > 1 or not training)):
+        if not 0 <= foreign_share <= 1 or (foreign_share and not training):
+            raise InputError(f"foreign_share: expected a number in [0, 1], 0 but in training, found {foreign_share}.")
+        if not 0 <= empty_share < 1 or (empty_share and prompts_per_slice == 1):
             raise InputError(
-                f"foreign_share: expected a number in [0, 1], with one prompt a slice, found {foreign_share}."
+                f"empty_share: expected a number in [0, 1), 0 with one prompt a slice, found {empty_share}."
             )
         self.prompts_per_slice = int(prompts_per_slice)
         self.foreign_share = float(foreign_share)
@@ -133,6 +161,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
                 "check the label maps."
             )
         self.slices = np.unique(self.examples[:, :2], axis=0)
+        self._empty = _without_objects(self.volumes) if empty_share else self.slices[:0]
+        self.num_empty = round(len(self.slices) * empty_share / (1 - empty_share)) if len(self._empty) else 0
         self._pool = _NegativePool(self.data, self.volumes)
         wanted = round(len(self.examples) * negative_share / (1 - negative_share))
         self.num_negatives = wanted if self._pool.size and training else min(wanted, self._pool.size)
@@ -145,7 +175,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         if self.prompts_per_slice > 1:
-            return len(self.slices)
+            return len(self.slices) + self.num_empty
         return len(self.examples) + self.num_negatives
 
     def set_epoch(self, epoch: int) -> None:
@@ -170,7 +200,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             raise IndexError(f"example {index} of {len(self)}")
         index %= len(self)
         if self.prompts_per_slice > 1:
-            number, where = (int(entry) for entry in self.slices[index])
+            number, where = self._slice_of(index)
             return number, where, self._draw_objects(index, number, where)[0]
         if index < len(self.examples):
             case, position, value = self.examples[index]
@@ -179,36 +209,51 @@ class SliceDataset(Dataset[dict[str, Any]]):
             return self._pool.find(int(self._rng(index).integers(self._pool.size)))
         return self._pool.find(int(self._fixed[index - len(self.examples)]))
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def draw(self, index: int) -> Draw:
+        """Choose what an example asks for in the current epoch; see `Draw`."""
         number, position, value = self.locate(index)
         index %= len(self)
-        case, volume = self.data[number], self.volumes[number]
+        case = self.data[number]
         several = self.prompts_per_slice > 1
         values = self._draw_objects(index, number, position) if several else [value]
         rng = self._rng(index, stream=1)
         texts = self._draw_wordings(number, values, rng)
-        names = [case["objects"][v] for v in values]
-        labels = volume.label(position)
         negative = not several and index >= len(self.examples)
         if negative and self.foreign_share and rng.random() < self.foreign_share:
-            foreign = self._foreign[case["dataset"]]
-            texts, values, names = [foreign[int(rng.integers(len(foreign)))]], [_NO_VALUE], ["foreign"]
+            values, texts = [NO_VALUE], [self._foreign_wording(number, rng)]
+        names = ["foreign" if v == NO_VALUE else str(case["objects"][v]) for v in values]
+        return Draw(number, position, tuple(values), tuple(texts), tuple(names), rng)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        drawn = self.draw(index)
+        case, volume = self.data[drawn.case], self.volumes[drawn.case]
+        several = self.prompts_per_slice > 1
+        labels = volume.label(drawn.slice)
+        limits = self.limits[drawn.case]
         item = {
-            "image": torch.from_numpy(apply_window(self._read(volume, position), *self.limits[number])),
-            "label": torch.from_numpy(np.stack([labels == value for value in values]).astype(np.float32)),
-            "text": tuple(texts) if several else texts[0],
+            "image": torch.from_numpy(apply_window(self._read(volume, drawn.slice), *limits)),
+            "label": torch.from_numpy(np.stack([labels == value for value in drawn.values]).astype(np.float32)),
+            "text": drawn.texts if several else drawn.texts[0],
             "spacing": torch.tensor(volume.spacing[1:], dtype=torch.float32),
-            "known_spacing": torch.tensor(_known_spacing(case, volume), dtype=torch.float32),
+            "known_spacing": torch.tensor(known_spacing(case, volume), dtype=torch.float32),
             "dataset": case["dataset"],
             "case": case_name(case),
             "patient": case["patient"],
-            "object": tuple(names) if several else names[0],
-            "slice": position,
+            "object": drawn.names if several else drawn.names[0],
+            "slice": drawn.slice,
         }
         if self.training and isinstance(self.transform, Randomizable):
-            self.transform.set_random_state(seed=int(rng.integers(2**32)))
+            self.transform.set_random_state(seed=int(drawn.rng.integers(2**32)))
         # not `if self.transform`: the length of a Compose flattens it, which seeds its transforms anew
         return item if self.transform is None else self.transform(item)
+
+    def _slice_of(self, index: int) -> tuple[int, int]:
+        """Case and slice of an example with several prompts; empty slices come last and change with the epoch."""
+        if index >= len(self.slices):
+            number, where = self._empty[int(self._rng(index, stream=3).integers(len(self._empty)))]
+        else:
+            number, where = self.slices[index]
+        return int(number), int(where)
 
     def _draw_objects(self, index: int, number: int, position: int) -> list[int]:
         """K label values for a slice: present ones, then absent ones; present ones again where both are too few."""
@@ -219,8 +264,16 @@ class SliceDataset(Dataset[dict[str, Any]]):
         annotated = sorted({*volume.values, *self.data[number].get("annotated", ())})
         areas = dict(zip(volume.values, volume.areas[:, position].tolist(), strict=True))
         absent = np.asarray([value for value in annotated if not areas.get(value, 0)], dtype=np.int64)
-        wanted = int(rng.binomial(self.prompts_per_slice - 1, self.negative_share))
-        negatives = rng.permutation(absent)[:wanted]
+        room = self.prompts_per_slice - bool(len(present))  # for negatives
+        wanted = int(rng.binomial(room, self.negative_share)) if len(present) else room
+        if self.foreign_share:
+            foreign = int(rng.binomial(wanted, self.foreign_share))
+            foreign = max(foreign, wanted - len(absent))
+            negatives = [*rng.permutation(absent)[: wanted - foreign], *[NO_VALUE] * foreign]
+        else:
+            negatives = list(rng.permutation(absent)[:wanted])
+        if not len(present):
+            return [int(value) for value in np.resize(negatives, self.prompts_per_slice)]
         positives = np.resize(rng.permutation(present), self.prompts_per_slice - len(negatives))  # goes round
         return [int(value) for value in (*positives, *negatives)]
 
@@ -228,6 +281,9 @@ class SliceDataset(Dataset[dict[str, Any]]):
         """A wording for each label value; in training at random, and another one where a value comes again."""
         texts: list[str] = []
         for place, value in enumerate(values):
+            if value == NO_VALUE:
+                texts.append(self._foreign_wording(number, rng))
+                continue
             wordings = self._wordings[number][value]
             if self.training:
                 unused = [wording for wording in wordings if wording not in texts[:place]] or wordings
@@ -235,6 +291,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
             else:
                 texts.append(wordings[0])
         return texts
+
+    def _foreign_wording(self, number: int, rng: np.random.Generator) -> str:
+        foreign = self._foreign[self.data[number]["dataset"]]
+        return foreign[int(rng.integers(len(foreign)))]
 
     def counts(self) -> dict[str, int]:
         """Count the positive examples of each object, over all cases."""
@@ -251,7 +311,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             power: 0 gives equal weights to objects' examples, 1 equal sums to objects.
 
         Returns:
-            (len(self),) float64 that sums to 1; negatives weigh as the mean positive.
+            (len(self),) float64 that sums to 1; negatives and empty slices weigh as the mean positive.
         """
         counts = self.counts()
         names = [self.data[number]["objects"][value] for number, _, value in self.examples.tolist()]
@@ -260,6 +320,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             # examples are sorted by case and slice, as the unique slices are
             starts = np.flatnonzero(np.r_[True, (np.diff(self.examples[:, :2], axis=0) != 0).any(axis=1)])
             weights = np.add.reduceat(weights, starts)
+            weights = np.r_[weights, np.full(self.num_empty, weights.mean())]
         else:
             weights = np.r_[weights, np.full(self.num_negatives, weights.mean())]
         return weights / weights.sum()
@@ -313,6 +374,17 @@ class _NegativePool:
         return np.flatnonzero(volume.areas[volume.values.index(value)] == 0)
 
 
+def _without_objects(volumes: Sequence[CachedVolume]) -> np.ndarray:
+    """Rows (case, slice) of slices without any label, of cases that have some elsewhere."""
+    rows = [np.zeros((0, 2), dtype=np.int64)]
+    for number, volume in enumerate(volumes):
+        if not volume.values:
+            continue
+        empty = np.flatnonzero(~volume.areas.any(axis=0))
+        rows.append(np.stack([np.full_like(empty, number), empty], axis=1))
+    return np.concatenate(rows)
+
+
 def _positives(volumes: Sequence[CachedVolume], min_area: int) -> np.ndarray:
     """Rows (case, slice, label value), ordered so that the objects of a slice follow each other."""
     rows = [np.zeros((0, 3), dtype=np.int64)]
@@ -343,7 +415,8 @@ def _complete(case: Mapping[str, Any], unnamed: Sequence[Prompt], modality: str)
     return {**defaults, **case, "objects": objects, "modality": case.get("modality") or modality}
 
 
-def _known_spacing(case: Mapping[str, Any], volume: CachedVolume) -> tuple[float, float]:
+def known_spacing(case: Mapping[str, Any], volume: CachedVolume) -> tuple[float, float]:
+    """Mm along H and W; NaN where the case says that its spacing is not known."""
     unknown = (float("nan"), float("nan"))
     return volume.spacing[1:] if case.get("spacing_known", True) else unknown
 

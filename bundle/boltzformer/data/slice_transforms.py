@@ -37,7 +37,7 @@ def harden_mask(coverage: torch.Tensor) -> torch.Tensor:
     if len(rows):
         # only the object's box: the neighbourhoods of a whole slice take longer than all the rest
         box = (..., slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-        mask[box] = _harden_box(coverage[box])
+        mask[box] = harden_box(coverage[box])
     return mask
 
 
@@ -46,7 +46,8 @@ def harden_masks(coverage: torch.Tensor) -> torch.Tensor:
     return torch.cat([harden_mask(one) for one in coverage.split(1)])
 
 
-def _harden_box(coverage: torch.Tensor) -> torch.Tensor:
+def harden_box(coverage: torch.Tensor) -> torch.Tensor:
+    """What `harden_mask` does inside an object's box, for any number of masks at once: (N, H, W) -> (N, H, W)."""
     rows = torch.arange(coverage.shape[-2], device=coverage.device)[:, None]
     columns = torch.arange(coverage.shape[-1], device=coverage.device)[None, :]
     mask = (coverage >= 0.5 + _TIE * (2 * ((rows + columns) % 2) - 1)).to(torch.float32)

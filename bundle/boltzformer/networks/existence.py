@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention.patches import Patches
+from .transformer import FeedForward
 
 AREAS = (4, 16, 64)  # numbers of most confident pixels whose mean logit the head is told
 
@@ -19,19 +20,27 @@ AREAS = (4, 16, 64)  # numbers of most confident pixels whose mean logit the hea
 class ExistenceHead(nn.Module):
     """One classifier query over query embeddings, text and coarse patches, with the mask's highest logits.
 
+    The query starts from what the prompt says and what the decoder's queries found, so that it looks for this object:
+    a slice of the neck holds a spinal cord and no brainstem, and only the surroundings tell.
+
     Args:
         dim: d.
         num_heads: heads of its attention.
-        hidden: width of its last layers.
+        num_layers: rounds of attention.
+        hidden: width of its feed-forward and last layers.
     """
 
-    def __init__(self, dim: int, num_heads: int, hidden: int = 128) -> None:
+    def __init__(self, dim: int, num_heads: int, num_layers: int = 3, hidden: int = 256) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.kind = nn.Parameter(torch.randn(4, dim) * 0.02)  # of a token: query, text, stride 32, stride 16
         self.norm = nn.LayerNorm(dim)
-        self.attention = nn.MultiheadAttention(dim, num_heads, batch_first=True)
-        self.after = nn.LayerNorm(dim)
+        self.start = nn.Linear(2 * dim, dim)
+        self.attentions = nn.ModuleList(
+            nn.MultiheadAttention(dim, num_heads, batch_first=True) for _ in range(num_layers)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(num_layers))
+        self.feedforwards = nn.ModuleList(FeedForward(dim, hidden) for _ in range(num_layers))
         self.classify = nn.Sequential(nn.Linear(dim + len(AREAS) + 1, hidden), nn.GELU(), nn.Linear(hidden, 1))
 
     def forward(
@@ -55,7 +64,9 @@ class ExistenceHead(nn.Module):
             Logits, (B,), float32.
         """
         batch = queries.shape[0]
-        parts = [queries.detach(), text.detach()]
+        queries, text = queries.detach(), text.detach()
+        asked = text.mean(1, keepdim=True) if text_mask is None else _masked_mean(text, text_mask)
+        parts = [queries, text]
         parts += [scale.rows.detach().repeat_interleave(batch // scale.rows.shape[0], 0) for scale in scales]
         tokens = torch.cat([part + kind for part, kind in zip(parts, self.kind, strict=True)], 1)
         ignored = None
@@ -63,10 +74,12 @@ class ExistenceHead(nn.Module):
             ignored = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
             ignored[:, queries.shape[1] : queries.shape[1] + text.shape[1]] = ~text_mask
         tokens = self.norm(tokens)
-        query = self.query.expand(batch, -1, -1)
-        found, _ = self.attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)
+        query = self.query + self.start(torch.cat((asked, queries.mean(1, keepdim=True)), 2))
+        for attention, norm, feedforward in zip(self.attentions, self.norms, self.feedforwards, strict=True):
+            found, _ = attention(query, tokens, tokens, key_padding_mask=ignored, need_weights=False)
+            query = feedforward(norm(query + found))
         summary = self._mask_summary(mask_logits.detach().float())
-        found = self.after(query + found)[:, 0]
+        found = query[:, 0]
         return self.classify(torch.cat((found, summary.to(found.dtype)), 1))[:, 0].float()
 
     @staticmethod
@@ -77,3 +90,9 @@ class ExistenceHead(nn.Module):
         means = [highest[:, :count].mean(1) for count in AREAS]
         area = torch.log1p(F.sigmoid(flat).sum(1))
         return torch.stack((*means, area), 1) / 4  # of the order of one
+
+
+def _masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the real tokens, (B, 1, d)."""
+    weight = mask[..., None].to(tokens.dtype)
+    return (tokens * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)

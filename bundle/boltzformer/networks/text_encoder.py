@@ -129,8 +129,9 @@ class TextEncoder(nn.Module, ABC):
         check_prompts(prompts)
         if torch.is_grad_enabled() and not self.frozen:
             return self._encode_with_gradient(prompts)
+        unique = list(dict.fromkeys(prompts))
         with torch.no_grad():
-            return _pad([self._cached(prompt) for prompt in prompts])
+            return _pad([self._cached(prompt) for prompt in unique], [unique.index(prompt) for prompt in prompts])
 
     def train(self, mode: bool = True) -> TextEncoder:
         """As in torch, but a frozen encoder stays in evaluation."""
@@ -158,8 +159,7 @@ class TextEncoder(nn.Module, ABC):
 
     def _encode_with_gradient(self, prompts: Sequence[str]) -> TextFeatures:
         unique = list(dict.fromkeys(prompts))
-        rows = dict(zip(unique, self._embed_cut(unique), strict=True))
-        return _pad([rows[prompt] for prompt in prompts])
+        return _pad(self._embed_cut(unique), [unique.index(prompt) for prompt in prompts])
 
     def _embed_cut(self, prompts: Sequence[str]) -> list[Tensor]:
         """Each prompt's own tokens, (N, width), encoded together at the length of the longest."""
@@ -379,10 +379,12 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise InputError("A prompt is empty; say what to segment, such as 'lung nodule in chest CT'.")
 
 
-def _pad(rows: Sequence[Tensor]) -> TextFeatures:
+def _pad(rows: Sequence[Tensor], order: Sequence[int]) -> TextFeatures:
+    """The rows in an order, in which one may come several times: a batch repeats its prompts."""
     tokens = pad_sequence(list(rows), batch_first=True)
-    lengths = tuple(len(row) for row in rows)
-    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-    for row, length in zip(mask, lengths, strict=True):  # filled on the device: a copy from the host would wait for it
-        row[:length] = True
-    return TextFeatures(tokens, mask, lengths)
+    lengths = tuple(len(rows[i]) for i in order)
+    # from pinned memory a copy does not make the host wait for the device
+    numbers = torch.tensor([order, lengths])
+    numbers = (numbers.pin_memory() if tokens.is_cuda else numbers).to(tokens.device, non_blocking=True)
+    mask = torch.arange(tokens.shape[1], device=tokens.device) < numbers[1][:, None]
+    return TextFeatures(tokens[numbers[0]], mask, lengths)

@@ -1,0 +1,307 @@
+"""A whole training set on the device: slices as 8-bit numbers, augmented and resized there a batch at a time.
+
+A GPU that trains a small network waits for its loader: a worker process resizes and augments some hundred slices a
+second. Here the workers only choose (which slices, prompts and wordings, from the same draws as `SliceDataset` items),
+and the pixels never leave the device. The price is memory, one byte a pixel of image and label map, and 8-bit grey
+levels within the window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from boltzformer.data.canvas import canvas_of, check_pixel_sizes
+from boltzformer.data.slice_dataset import NO_VALUE, SliceDataset, known_spacing
+from boltzformer.data.slice_transforms import harden_box
+from boltzformer.data.windows import apply_window
+from boltzformer.errors import InputError
+
+_NOTHING = 255  # in a label map of bytes, what NO_VALUE asks for
+_MOST_OF_MEMORY = 0.6  # of what is free on a device; the rest is for the network
+
+
+@dataclass(frozen=True)
+class Move:
+    """How a slice comes to lie on the grid: a view of it, turned, scaled and shifted.
+
+    Attributes:
+        window: height and width of the view in the slice's pixels; larger than the slice where it is padded.
+        corner: first row and column of the view.
+        shift: of the content, in shares of the slice's height and width.
+        factor: growth of the content.
+        angle: counter-clockwise turn, in radians.
+        gain: factor of the intensities.
+        offset: added to them.
+        gamma: exponent of them.
+        noise: standard deviation of what is added to them.
+        seed: of that noise.
+    """
+
+    window: tuple[int, int]
+    corner: tuple[int, int]
+    shift: tuple[float, float] = (0.0, 0.0)
+    factor: float = 1.0
+    angle: float = 0.0
+    gain: float = 1.0
+    offset: float = 0.0
+    gamma: float = 1.0
+    noise: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A slice and its prompts, as the loader's workers hand them to the device; see `Draws`."""
+
+    case: int
+    slice: int
+    values: tuple[int, ...]
+    texts: tuple[str, ...]
+    names: tuple[str, ...]
+    move: Move
+
+
+class Draws(Dataset[Choice]):
+    """What `SliceDataset` items ask for, and their augmentation, without a pixel.
+
+    Every number is a function of (seed, epoch, index), as in `SliceDataset`.
+
+    Args:
+        dataset: the examples, with several prompts a slice or one.
+        size: height and width of the grid, or one number for both.
+        pixel_size_mm: see `slice_transforms.ResizeSliced`; of several views one is drawn.
+        prob: probability of a turn, shift and scale.
+        shift: largest shift as a share of the side; or a map from datasets' names to one, see `RandSliceAffined`.
+        scale: largest change of the factor.
+        angle: largest turn in degrees.
+        intensity_prob: probability of each change of the intensities.
+        gain: largest change of their factor.
+        offset: largest number added.
+        gamma: largest change of their exponent, in [0, 1).
+        noise: largest standard deviation of noise.
+
+    Raises:
+        InputError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        dataset: SliceDataset,
+        size: int | Sequence[int],
+        pixel_size_mm: float | Sequence[float] | None = None,
+        prob: float = 0.9,
+        shift: float | Mapping[str, float] = 0.1,
+        scale: float = 0.2,
+        angle: float = 12.0,
+        intensity_prob: float = 0.5,
+        gain: float = 0.15,
+        offset: float = 0.1,
+        gamma: float = 0.0,
+        noise: float = 0.0,
+    ) -> None:
+        self.shifts = dict(shift) if isinstance(shift, Mapping) else {"*": shift}
+        shares = {"prob": prob, "scale": scale, "intensity_prob": intensity_prob, "gain": gain, "gamma": gamma}
+        shares.update({f"shift of {name}": value for name, value in self.shifts.items()})
+        for name, share in shares.items():
+            if not 0 <= share <= 1 or (share == 1 and "prob" not in name):
+                raise InputError(f"Draws: {name} must lie in [0, 1), found {share}.")
+        if not 0 <= angle <= 45 or offset < 0 or noise < 0:
+            raise InputError("Draws: angle must lie in [0, 45] degrees; offset and noise must be 0 or more.")
+        self.dataset = dataset
+        sides = [size, size] if isinstance(size, int) else list(size)
+        self.size = (int(sides[0]), int(sides[1]))
+        self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
+        self.prob, self.scale, self.angle = prob, scale, math.radians(angle)
+        self.intensity_prob, self.gain, self.offset, self.gamma, self.noise = intensity_prob, gain, offset, gamma, noise
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Choice:
+        drawn = self.dataset.draw(index)
+        return Choice(
+            drawn.case, drawn.slice, drawn.values, drawn.texts, drawn.names, self._move(drawn.case, drawn.rng)
+        )
+
+    def _move(self, number: int, rng: np.random.Generator) -> Move:
+        case, volume = self.dataset.data[number], self.dataset.volumes[number]
+        canvas = canvas_of(volume.shape[1:], known_spacing(case, volume), self.size, self.pixel_size_mm)
+        corner = (int(rng.choice(canvas.rows)), int(rng.choice(canvas.columns)))
+        if not self.dataset.training:
+            return Move(canvas.window, corner)
+        moved = rng.random() < self.prob
+        shift = self.shifts.get(case["dataset"], self.shifts.get("*", 0.0)) * moved
+        changed = (rng.random(4) < self.intensity_prob).astype(float)
+        return Move(
+            canvas.window,
+            corner,
+            shift=(rng.uniform(-shift, shift), rng.uniform(-shift, shift)),
+            factor=1 + moved * rng.uniform(-self.scale, self.scale),
+            angle=moved * rng.uniform(-self.angle, self.angle),
+            gain=1 + changed[0] * rng.uniform(-self.gain, self.gain),
+            offset=changed[1] * rng.uniform(-self.offset, self.offset),
+            gamma=(1 - self.gamma) ** (changed[2] * rng.uniform(-1, 1)),
+            noise=changed[3] * rng.uniform(0, self.noise),
+            seed=int(rng.integers(2**32)),
+        )
+
+
+def collate_choices(choices: Sequence[Choice]) -> dict[str, Any]:
+    """A batch for `ResidentSlices`: the choices, and `text` and `object` of all (slice, prompt) pairs."""
+    return {
+        "choices": list(choices),
+        "text": [text for choice in choices for text in choice.texts],
+        "object": [name for choice in choices for name in choice.names],
+    }
+
+
+class ResidentSlices:
+    """MONAI `prepare_batch`: turns choices into slices and masks on the device, where all slices lie.
+
+    Args:
+        dataset: the examples; its windowed slices are copied to the device on construction.
+        size: height and width of the grid, or one number for both.
+        device: where the slices shall lie.
+
+    Raises:
+        InputError: the slices do not fit beside a network, or a label value is above 254.
+    """
+
+    def __init__(self, dataset: SliceDataset, size: int | Sequence[int], device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        sides = [size, size] if isinstance(size, int) else list(size)
+        self.size = (int(sides[0]), int(sides[1]))
+        self.channels = 2 * dataset.num_adjacent + 1
+        self._check_room(dataset)
+        shapes = sorted({volume.shape[1:] for volume in dataset.volumes})
+        self._first_row: list[tuple[int, int, int]] = []  # of each case: its group, first row there, slices
+        images: list[list[np.ndarray]] = [[] for _ in shapes]
+        labels: list[list[np.ndarray]] = [[] for _ in shapes]
+        rows = [0] * len(shapes)
+        for case, volume, limits in zip(dataset.data, dataset.volumes, dataset.limits, strict=True):
+            if volume.values and max(volume.values) >= _NOTHING:
+                raise InputError(f"{case['image']}: label value {max(volume.values)}; a resident set takes up to 254.")
+            group = shapes.index(volume.shape[1:])
+            windowed = apply_window(volume.image(0, volume.shape[0]), *limits)
+            images[group].append(np.rint(windowed * 255).astype(np.uint8))
+            labels[group].append(np.stack([volume.label(i) for i in range(volume.shape[0])]).astype(np.uint8))
+            self._first_row.append((group, rows[group], volume.shape[0]))
+            rows[group] += volume.shape[0]
+        self._images = [torch.from_numpy(np.concatenate(some)).to(self.device) for some in images]
+        self._labels = [torch.from_numpy(np.concatenate(some)).to(self.device) for some in labels]
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **_: Any
+    ) -> tuple[Tensor, Tensor, tuple[Any, ...], dict[str, Any]]:
+        """Assemble a batch of `collate_choices`.
+
+        Returns:
+            slices (S, C, H, W) float32 in [0, 1], masks (S·K, 1, H, W) float32 of 0 and 1, and, as MONAI passes them
+            to the network, no further arguments and the `text`.
+        """
+        choices: Sequence[Choice] = batch["choices"]
+        image = torch.empty((len(choices), self.channels, *self.size), device=self.device)
+        masks = torch.empty((len(choices), len(choices[0].values), *self.size), device=self.device)
+        places = [self._first_row[choice.case] for choice in choices]
+        for group in sorted({place[0] for place in places}):
+            here = [i for i, place in enumerate(places) if place[0] == group]
+            where = self._put(np.asarray(here))
+            pictures, labels = self._moved(group, [choices[i] for i in here], [places[i] for i in here])
+            image[where], masks[where] = pictures, labels
+        return self._recoloured(image, choices), masks.flatten(0, 1).unsqueeze(1), (), {"text": batch["text"]}
+
+    def _moved(
+        self, group: int, choices: Sequence[Choice], places: Sequence[tuple[int, int, int]]
+    ) -> tuple[Tensor, Tensor]:
+        """Slices (n, C, *size) and hard masks (n, K, *size) of one stack."""
+        reach = np.arange(self.channels) - self.channels // 2
+        rows = [p[1] + np.clip(c.slice + reach, 0, p[2] - 1) for c, p in zip(choices, places, strict=True)]
+        pictures = self._images[group][self._put(np.stack(rows))].float() / 255
+        middle = np.asarray([p[1] + c.slice for c, p in zip(choices, places, strict=True)])
+        values = np.asarray([[_NOTHING if v == NO_VALUE else v for v in c.values] for c in choices])
+        wanted = self._put(values.astype(np.uint8))[..., None, None]
+        coverage = (self._labels[group][self._put(middle)][:, None] == wanted).float()
+        shape = (int(pictures.shape[-2]), int(pictures.shape[-1]))
+        matrices = self._put(sampling_matrices([c.move for c in choices], shape))
+        grid = F.affine_grid(matrices, [len(choices), 1, *self.size], align_corners=False)
+        # where the slice shrinks, means over blocks first: what lies between two samples must count too
+        shrinks = max(max(c.move.window[0] / self.size[0], c.move.window[1] / self.size[1]) for c in choices)
+        pictures = _sample(_block_means(pictures, round(shrinks)), grid)
+        coverage = _sample(_block_means(coverage, math.ceil(shrinks / 2)), grid)
+        return pictures, harden_box(coverage.flatten(0, 1)).view(coverage.shape)
+
+    def _recoloured(self, image: Tensor, choices: Sequence[Choice]) -> Tensor:
+        moves = [c.move for c in choices]
+        numbers = np.asarray([(m.gain, m.offset, m.gamma, m.noise) for m in moves], dtype=np.float32)
+        gain, offset, gamma, noise = self._put(numbers).T[..., None, None, None]
+        if numbers[:, 2].min() < 1 or numbers[:, 2].max() > 1:
+            image = image.clamp(min=0) ** gamma
+        image = image * gain + offset
+        if numbers[:, 3].any():
+            generator = torch.Generator(self.device).manual_seed(moves[0].seed)
+            image = image + noise * torch.randn(image.shape, generator=generator, device=self.device)
+        return image.clamp(0, 1)
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        """To the device, without waiting for it."""
+        tensor = torch.from_numpy(array)
+        return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
+
+    def _check_room(self, dataset: SliceDataset) -> None:
+        wanted = 2 * sum(math.prod(volume.shape) for volume in dataset.volumes)
+        if self.device.type != "cuda":
+            return
+        free, _ = torch.cuda.mem_get_info(self.device)
+        if wanted > _MOST_OF_MEMORY * free:
+            raise InputError(
+                f"The training set takes {wanted / 1e9:.1f} GB on {self.device}, which has {free / 1e9:.1f} GB free: "
+                "leave configs/resident.json out, and slices are read from the cache instead."
+            )
+
+
+def sampling_matrices(moves: Sequence[Move], shape: tuple[int, int]) -> np.ndarray:
+    """Where a grid's points lie in the slice.
+
+    A point p of the slice (pixels right and down of its centre) is moved to factor · R p + shift · (W, H); the view is
+    cut out of what comes of that and stretched to the grid.
+
+    Args:
+        moves: of n slices.
+        shape: their height and width.
+
+    Returns:
+        (n, 2, 3) float32, from the grid's (x, y, 1) to the slice's (x, y), both in [-1, 1] to the outer edges, as
+        `torch.nn.functional.affine_grid` takes them.
+    """
+    height, width = shape
+    matrices = []
+    for move in moves:
+        half = np.array([move.window[1], move.window[0]]) / 2
+        centre = np.array([move.corner[1], move.corner[0]]) + half - np.array([width, height]) / 2
+        centre = centre - np.array([move.shift[1] * width, move.shift[0] * height])
+        cos, sin = math.cos(move.angle), math.sin(move.angle)
+        # y runs down, so a counter-clockwise turn of the content is undone by this one
+        back = np.array([[cos, -sin], [sin, cos]]) / move.factor
+        matrix = np.concatenate((back * half, (back @ centre)[:, None]), axis=1)
+        matrices.append(matrix * (2 / np.array([[width], [height]])))
+    return np.stack(matrices).astype(np.float32)
+
+
+def _block_means(stack: Tensor, block: int) -> Tensor:
+    if block <= 1:
+        return stack
+    height, width = stack.shape[-2:]
+    return F.adaptive_avg_pool2d(stack, (-(-height // block), -(-width // block)))
+
+
+def _sample(stack: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(stack, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

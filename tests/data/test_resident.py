@@ -1,0 +1,116 @@
+"""A resident training set gives what the items of `SliceDataset` give, but for 8-bit grey levels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from boltzformer.data.augmentation import move_slice
+from boltzformer.data.cases import load_cases
+from boltzformer.data.collate import collate_prompts
+from boltzformer.data.resident import Choice, Draws, Move, ResidentSlices, collate_choices, sampling_matrices
+from boltzformer.data.slice_dataset import NO_VALUE, SliceDataset
+from boltzformer.data.slice_transforms import ResizeSliced
+from boltzformer.errors import InputError
+from torch.nn import functional
+
+QUIET = {"progress": False, "num_workers": 1}
+GREY_LEVEL = 0.5 / 255 + 1e-6
+
+
+@pytest.fixture
+def phantom_cases(phantom_dir: Path) -> list[dict[str, Any]]:
+    return load_cases(phantom_dir)
+
+
+def plain(dataset: SliceDataset, size: int) -> Draws:
+    return Draws(dataset, size, prob=0.0, intensity_prob=0.0)
+
+
+@pytest.mark.parametrize("size", [64, 48])
+@pytest.mark.parametrize("num_adjacent", [0, 1])
+def test_without_augmentation_a_batch_is_that_of_the_slice_dataset(phantom_cases, tmp_path, size, num_adjacent):
+    arguments = {"training": True, **QUIET, "prompts_per_slice": 3, "negative_share": 0.4, "num_adjacent": num_adjacent}
+    data = SliceDataset(phantom_cases, tmp_path, transform=ResizeSliced(size), **arguments)
+    data.set_epoch(3)
+    draws, slices = plain(data, size), ResidentSlices(data, size, "cpu")
+    chosen = list(range(0, len(data), max(1, len(data) // 7)))
+    expected = collate_prompts([data[i] for i in chosen])
+    image, label, _, extra = slices(collate_choices([draws[i] for i in chosen]))
+    assert extra["text"] == expected["text"]
+    assert image.shape == expected["image"].shape
+    assert label.shape == expected["label"].shape
+    if size == data.volumes[0].shape[1]:
+        assert (image - expected["image"]).abs().max() <= GREY_LEVEL
+        assert torch.equal(label, expected["label"])
+    else:  # the low-pass filter differs from block means
+        assert (image - expected["image"]).abs().mean() < 0.02
+        overlap = 2 * (label * expected["label"]).sum() / (label.sum() + expected["label"].sum())
+        assert overlap > 0.9  # objects of a few pixels lie otherwise on the coarser grid
+    assert label.flatten(1).any(1).equal(expected["label"].flatten(1).any(1))
+
+
+def test_a_move_is_that_of_the_augmentation():
+    torch.manual_seed(0)
+    image = functional.avg_pool2d(torch.rand(1, 1, 42, 50), 3, stride=1)[0]
+    height, width = image.shape[-2:]
+    offset, factor, degrees = (0.1, -0.05), 1.15, 11.0
+    move = Move((height, width), (0, 0), offset, factor, np.deg2rad(degrees))
+    matrix = torch.from_numpy(sampling_matrices([move], (height, width)))
+    grid = functional.affine_grid(matrix, [1, 1, height, width], align_corners=False)
+    moved = functional.grid_sample(image[None], grid, align_corners=False)[0]
+    torch.testing.assert_close(moved, move_slice(image, 0, offset, factor, degrees), atol=1e-4, rtol=0)
+
+
+def test_a_view_larger_than_the_slice_pads_it():
+    move = Move((20, 20), (-5, -5))
+    matrix = torch.from_numpy(sampling_matrices([move], (10, 10)))
+    grid = functional.affine_grid(matrix, [1, 1, 20, 20], align_corners=False)
+    seen = functional.grid_sample(torch.ones(1, 1, 10, 10), grid, align_corners=False)[0, 0]
+    assert torch.equal(seen, functional.pad(torch.ones(10, 10), (5, 5, 5, 5)))
+
+
+def test_what_is_foreign_has_an_empty_mask_also_where_every_pixel_has_a_label(phantom_cases, tmp_path):
+    data = SliceDataset(phantom_cases, tmp_path, training=True, **QUIET)
+    volume = data.volumes[0]
+    number, position = 0, int(volume.areas.sum(0).argmax())
+    move = Move(volume.shape[1:], (0, 0))
+    values = (int(volume.values[0]), NO_VALUE)
+    _, label, _, _ = ResidentSlices(data, 32, "cpu")(
+        collate_choices([Choice(number, position, values, ("a", "b"), ("a", "foreign"), move)])
+    )
+    assert label.shape == (2, 1, 32, 32)
+    assert not label[1].any()
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone(phantom_cases, tmp_path):
+    data = SliceDataset(phantom_cases, tmp_path, training=True, prompts_per_slice=2, **QUIET)
+    draws = Draws(data, 32, gamma=0.2, noise=0.03)
+    first, other = draws[5].move, draws[6].move
+    assert draws[5].move == first != other
+    data.set_epoch(1)
+    assert draws[5].move != first
+
+
+def test_noise_and_intensities_stay_in_range(phantom_cases, tmp_path):
+    data = SliceDataset(phantom_cases, tmp_path, training=True, prompts_per_slice=2, **QUIET)
+    draws = Draws(data, 32, intensity_prob=1.0, gamma=0.3, noise=0.2, offset=0.3)
+    slices = ResidentSlices(data, 32, "cpu")
+    batch = collate_choices([draws[i] for i in range(4)])
+    image, _, _, _ = slices(batch)
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert torch.equal(image, slices(batch)[0])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"prob": 1.5}, {"shift": {"*": 1.0}}, {"scale": 1.0}, {"gamma": 1.0}, {"angle": 90.0}, {"noise": -1.0}],
+)
+def test_bad_arguments_are_named(phantom_cases, tmp_path, arguments):
+    data = SliceDataset(phantom_cases, tmp_path, training=True, **QUIET)
+    with pytest.raises(InputError, match="Draws"):
+        Draws(data, 32, **arguments)
