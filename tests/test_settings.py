@@ -63,7 +63,7 @@ def test_what_is_there_or_cannot_be_seen_passes(key):
 @pytest.mark.parametrize(
     ("base", "overlays"),
     [
-        ("train", ["demo", "fine_tune", "train_shipped", "multi_gpu_train", "network/*", "ablation/*"]),
+        ("train", ["demo", "fine_tune", "train_shipped", "resident", "multi_gpu_train", "network/*", "ablation/*"]),
         ("evaluate", ["demo", "network/tiny", "network/hiera_*", "multi_gpu_evaluate"]),
         ("inference", ["demo", "network/tiny", "uncertainty"]),
     ],

@@ -71,6 +71,17 @@ def test_fresh_clone_trains_on_phantoms(tmp_path, run_bundle, overlay):
     assert (tmp_path / "model.pt").is_file()
 
 
+def test_a_resident_training_set_trains_and_resumes(tmp_path, run_bundle, overlay):
+    small = ["--data_path#num_training", "2", "--data_path#num_validation", "1", "--data_path#size", "[48,48,12]"]
+    command = bundle_command("run", "configs/train.json", overlay, "configs/resident.json")
+    more = ["--prompts_per_slice", "3", "--negative_share", "0.3", "--empty_share", "0.2"]
+    first = run_bundle([*command, *settings(tmp_path, None), *small, *more, "--max_epochs", "1"])
+    assert "training: epoch 1/1" in first.stdout
+    again = run_bundle([*command, *settings(tmp_path, None), *small, *more, "--max_epochs", "2", "--resume", "true"])
+    assert "training: epoch 2/2" in again.stdout
+    assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["recipe"]
+
+
 @pytest.fixture(scope="module")
 def evaluated(trained, run_bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluated")

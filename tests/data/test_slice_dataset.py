@@ -370,7 +370,7 @@ def test_foreign_prompts_have_empty_masks_and_their_share(dataset):
     ],
 )
 def test_foreign_prompts_are_checked(dataset, arguments):
-    with pytest.raises(InputError, match="foreign|empty_share"):
+    with pytest.raises(InputError, match=r"foreign|empty_share"):
         dataset(negative_share=0.5, **arguments)
 
 
