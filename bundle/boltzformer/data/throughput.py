@@ -49,7 +49,7 @@ def measure_loader(loader: Iterable[dict[str, Any]], seconds: float = 5.0, max_e
             if started is None:
                 started, first = now, now - begin
                 continue
-            pairs += len(batch["text"])
+            pairs += len(batch["label"] if "label" in batch else batch["text"])  # choices have no masks yet
             elapsed = now - started
             if elapsed >= seconds:
                 return LoaderRate(pairs / elapsed, pairs, elapsed, first)
