@@ -13,6 +13,7 @@ from monai.transforms import Randomizable
 from torch.utils.data import Dataset
 
 from boltzformer.data.cached_volume import CachedVolume
+from boltzformer.data.examples import NegativePool, positives, without_objects
 from boltzformer.data.prompts import Prompt
 from boltzformer.data.slice_cache import build_cache
 from boltzformer.data.windows import IntensityWindow, apply_window
@@ -154,16 +155,16 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self._foreign = _foreign(self.data, self._wordings, foreign_prompts) if foreign_share else {}
         self.volumes: list[CachedVolume] = build_cache(self.data, cache_dir, axis, num_workers, progress)
         self.limits = [_limits(case, v, window) for case, v in zip(self.data, self.volumes, strict=True)]
-        self.examples = _positives(self.volumes, min_area)
+        self.examples = positives(self.volumes, min_area)
         if not len(self.examples):
             raise InputError(
                 f"No slice of the {len(self.data)} cases holds an object of at least {min_area} pixels; "
                 "check the label maps."
             )
         self.slices = np.unique(self.examples[:, :2], axis=0)
-        self._empty = _without_objects(self.volumes) if empty_share else self.slices[:0]
+        self._empty = without_objects(self.volumes) if empty_share else self.slices[:0]
         self.num_empty = round(len(self.slices) * empty_share / (1 - empty_share)) if len(self._empty) else 0
-        self._pool = _NegativePool(self.data, self.volumes)
+        self._pool = NegativePool(self.data, self.volumes)
         wanted = round(len(self.examples) * negative_share / (1 - negative_share))
         self.num_negatives = wanted if self._pool.size and training else min(wanted, self._pool.size)
         self._fixed = np.zeros(0, np.int64)
@@ -274,8 +275,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
             negatives = list(rng.permutation(absent)[:wanted])
         if not len(present):
             return [int(value) for value in np.resize(negatives, self.prompts_per_slice)]
-        positives = np.resize(rng.permutation(present), self.prompts_per_slice - len(negatives))  # goes round
-        return [int(value) for value in (*positives, *negatives)]
+        there = np.resize(rng.permutation(present), self.prompts_per_slice - len(negatives))  # goes round
+        return [int(value) for value in (*there, *negatives)]
 
     def _draw_wordings(self, number: int, values: Sequence[int], rng: np.random.Generator) -> list[str]:
         """A wording for each label value; in training at random, and another one where a value comes again."""
@@ -344,56 +345,6 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if not before and not behind:
             return inside
         return np.concatenate([inside[:1]] * before + [inside] + [inside[-1:]] * behind)
-
-
-class _NegativePool:
-    """Slices without an object that is annotated in their case, numbered without listing them."""
-
-    def __init__(self, cases: Sequence[Mapping[str, Any]], volumes: Sequence[CachedVolume]) -> None:
-        self.volumes = volumes
-        pairs, sizes = [], []
-        for number, (case, volume) in enumerate(zip(cases, volumes, strict=True)):
-            for value in sorted({*volume.values, *case.get("annotated", ())}):
-                pairs.append((number, value))
-                sizes.append(len(self._empty_slices(number, value)))
-        self.pairs = pairs
-        self.ends = np.cumsum(np.asarray(sizes, dtype=np.int64))
-        self.size = int(self.ends[-1]) if sizes else 0
-
-    def find(self, index: int) -> tuple[int, int, int]:
-        """Case, slice and label value of a negative."""
-        which = int(np.searchsorted(self.ends, index, side="right"))
-        number, value = self.pairs[which]
-        within = index - (int(self.ends[which - 1]) if which else 0)
-        return number, int(self._empty_slices(number, value)[within]), value
-
-    def _empty_slices(self, number: int, value: int) -> np.ndarray:
-        volume = self.volumes[number]
-        if value not in volume.values:
-            return np.arange(volume.shape[0])
-        return np.flatnonzero(volume.areas[volume.values.index(value)] == 0)
-
-
-def _without_objects(volumes: Sequence[CachedVolume]) -> np.ndarray:
-    """Rows (case, slice) of slices without any label, of cases that have some elsewhere."""
-    rows = [np.zeros((0, 2), dtype=np.int64)]
-    for number, volume in enumerate(volumes):
-        if not volume.values:
-            continue
-        empty = np.flatnonzero(~volume.areas.any(axis=0))
-        rows.append(np.stack([np.full_like(empty, number), empty], axis=1))
-    return np.concatenate(rows)
-
-
-def _positives(volumes: Sequence[CachedVolume], min_area: int) -> np.ndarray:
-    """Rows (case, slice, label value), ordered so that the objects of a slice follow each other."""
-    rows = [np.zeros((0, 3), dtype=np.int64)]
-    for number, volume in enumerate(volumes):
-        which, positions = np.nonzero(volume.areas >= min_area)
-        values = np.asarray(volume.values, dtype=np.int64)[which]
-        block = np.stack([np.full_like(positions, number), positions, values], axis=1)
-        rows.append(block[np.lexsort((block[:, 2], block[:, 1]))])
-    return np.concatenate(rows)
 
 
 def _complete(case: Mapping[str, Any], unnamed: Sequence[Prompt], modality: str) -> dict[str, Any]:
