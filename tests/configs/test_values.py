@@ -72,3 +72,11 @@ def test_inference_keeps_orientation_threshold_and_seed():
     assert (inference["orientation"], inference["seed"], inference["uneven_spacing"]) == ("RAS", 0, "refuse")
     (invert,) = (step for step in inference["postprocessing"]["transforms"] if step["_target_"] == "Invertd")
     assert invert["nearest_interp"] is False
+
+
+def test_several_decodings_change_nothing_else_of_the_inferer():
+    """An overlay replaces the whole inferer: what it forgets falls to a default without a word."""
+    own, several = (_config(name)["inferer"] for name in ("inference", "uncertainty"))
+    assert {key: value for key, value in several.items() if key in own and key != "_target_"} == {
+        key: value for key, value in own.items() if key != "_target_"
+    }

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import typer
-from boltzformer.apps.evaluate_bundle import main
+from boltzformer.apps.evaluate_bundle import main, use_decodings
+from boltzformer.inference.existence import ExistenceGate
+from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.measures.cases import LabelledCase
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
@@ -96,3 +99,14 @@ def test_wrong_weights_are_one_line(options, tmp_path):
     assert done.exit_code == 2
     assert "nowhere.pt" in done.stderr
     assert isinstance(done.exception, SystemExit)
+
+
+def test_several_decodings_keep_gate_and_pixel_sizes():
+    gate = ExistenceGate(0.7, 1.5)
+    plain = PromptedSliceInferer(existence=gate, pixel_size_mm=[1.0, 2.0], skip_blank=False, memory_gb=1.0)
+    holder = SimpleNamespace(inferer=plain)
+    use_decodings(holder, 3)
+    several = holder.inferer
+    assert several.decodings == 3
+    assert several.existence is gate
+    assert (several.pixel_size_mm, several.skip_blank, several.memory_gb) == (plain.pixel_size_mm, False, 1.0)

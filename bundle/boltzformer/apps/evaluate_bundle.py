@@ -130,6 +130,11 @@ def use_decodings(segmenter: Segmenter, decodings: int) -> None:
         plain.memory_gb,
         plain.seed,
         plain.autocast,
+        plain.existence,
+        precision="plain",  # as in uncertainty.json
+        skip_blank=plain.skip_blank,
+        progress=plain.progress,
+        pixel_size_mm=plain.pixel_size_mm,
         decodings=decodings,
     )
 
