@@ -15,6 +15,7 @@ from boltzformer.inference.existence import EMPTY_LOGIT, ExistenceGate
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.networks.boltzformer import Prediction
+from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 
 from tests.support import BUNDLE, SMALL_NETWORK, body, save_nifti, small_network, write_json
@@ -61,8 +62,8 @@ def test_numbers_out_of_range_are_refused(wrong):
 
 def test_scores_of_every_slice_travel_with_the_logits(volume, scoring):
     result = PromptedSliceInferer(PROMPTS, memory_gb=1e-9)(volume, scoring)
-    scores = result.meta["existence"]
-    assert scores.shape == (2, 7)
+    assert result.meta["existence"].shape == (1, 2, 7)
+    scores = result.meta["existence"][0]
     with torch.no_grad():
         for k in range(7):
             expected = scoring.predict(volume.as_tensor()[..., k], PROMPTS).existence.sigmoid()
@@ -87,3 +88,30 @@ def test_sidecar_and_evaluation_know_the_scores(tmp_path, scoring):
     assert folder.existence(["scan"], "liver", 2) == pytest.approx(result.existence[0].tolist(), abs=1e-6)
     assert folder.existence(["scan"], "liver", 0) is None  # slices of another axis
     assert folder.existence(["scan"], "spleen", 2) is None
+
+
+def test_the_config_writes_the_scores_of_several_prompts(tmp_path, scoring):
+    torch.save(scoring.state_dict(), tmp_path / "model.pt")
+    overlay = write_json(tmp_path / "small.json", {**SMALL_NETWORK, "network_def#existence": True})
+    save_nifti(tmp_path / "scan.nii.gz", body(), np.diag([-2.0, -2.0, 3.0, 1.0]))
+    workflow = ConfigWorkflow(
+        [str(BUNDLE / "configs" / "inference.json"), str(overlay)],
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(BUNDLE),
+        device="cpu",
+        window="soft_tissue",
+        checkpoint=str(tmp_path / "model.pt"),
+        dataset_dir=str(tmp_path / "scan.nii.gz"),
+        prompt_list=str(write_json(tmp_path / "prompts.json", {"one": PROMPTS[0], "two": PROMPTS[1]})),
+        output_dir=str(tmp_path / "out"),
+    )
+    workflow.initialize()
+    workflow.run()
+    result = Segmenter.from_bundle(
+        BUNDLE, tmp_path / "model.pt", [overlay], device="cpu", window="soft_tissue"
+    ).segment(tmp_path / "scan.nii.gz", PROMPTS)
+    entries = json.loads((tmp_path / "out" / "scan.json").read_text())["labels"]
+    for entry, scores in zip(entries, result.existence.tolist(), strict=True):
+        assert entry["slice_probability"] == pytest.approx(scores, abs=1e-6)

@@ -77,6 +77,7 @@ class ExistenceFromMetad(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             if isinstance(item[key], MetaTensor) and EXISTENCE_KEY in item[key].meta:
-                item[EXISTENCE_KEY] = item[key].meta[EXISTENCE_KEY]
+                scores = item[key].meta[EXISTENCE_KEY]
+                item[EXISTENCE_KEY] = scores[0] if scores.dim() == 3 else scores  # (1, P, slices) unless taken apart
                 item[EXISTENCE_AXIS_KEY] = item[key].meta[EXISTENCE_AXIS_KEY]
         return item

@@ -117,8 +117,8 @@ class PromptedSliceInferer(SliceInferer):
 
         Returns:
             Logits (1, P, H, W, D), float16, on the device of `inputs`; with the input's metadata, and under
-            `existence` in it the probability that each object is in each slice, (P, slices) float32, where the network
-            scores it.
+            `existence` in it the probability that each object is in each slice, (1, P, slices) float32, where the
+            network scores it.
 
         Raises:
             InputError: a volume of another shape or outside [0, 1], or a prompt that is empty or no text.
@@ -147,7 +147,7 @@ class PromptedSliceInferer(SliceInferer):
         # with the input's metadata, which `Invertd` asks for
         result = convert_to_dst_type(result, inputs, dtype=torch.float16)[0]
         if scored and isinstance(result, MetaTensor):
-            result.meta[EXISTENCE_KEY] = scores.T.contiguous()
+            result.meta[EXISTENCE_KEY] = scores.T[None].contiguous()  # a batch of one: an engine takes it apart
             result.meta[EXISTENCE_AXIS_KEY] = self.spatial_dim
         return result
 

@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import ignite.distributed as idist
+import torch
 from ignite.engine import Events
 from ignite.handlers import ProgressBar
 from monai.engines import SupervisedTrainer, Workflow
@@ -117,7 +118,9 @@ class Progress:
 def _loss_of(output: object) -> dict[str, float]:
     """The loss of MONAI's output, which is one dict a slice once the batch is split."""
     first = output[0] if isinstance(output, list) and output else output
-    return {"loss": float(first["loss"])} if isinstance(first, dict) and "loss" in first else {}
+    if not isinstance(first, dict) or "loss" not in first:
+        return {}
+    return {"loss": float(torch.as_tensor(first["loss"]).detach())}
 
 
 def _pairs_of(output: object) -> int:
