@@ -111,7 +111,7 @@ def test_existence_of_blank_slices_is_zero(volume):
     network = small_network(**{"network_def#existence": True})
     dark = volume.clone()
     dark[..., 2] = 0
-    found = PromptedSliceInferer(PROMPTS)(MetaTensor(dark), network).meta["existence"]
+    found = PromptedSliceInferer(PROMPTS)(MetaTensor(dark), network).meta["existence"][0]
     assert found.shape == (3, 7)
     assert ((found == 0) == (torch.arange(7) == 2)).all()
 
