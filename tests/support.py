@@ -15,7 +15,7 @@ import pytest
 import torch
 from boltzformer.error_report import find_input_error
 from boltzformer.errors import InputError
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundle"
@@ -60,6 +60,23 @@ def raises_input_error(match: str) -> Iterator[None]:
     mistake = find_input_error(caught.value)
     assert mistake is not None, caught.value
     assert re.search(match, str(mistake)), str(mistake)
+
+
+def run_inference(overlay: Path, weights: Path, dataset_dir: Path, output_dir: Path, **settings: Any) -> None:
+    """Run inference.json with an overlay in this process, as `python -m monai.bundle run inference` does."""
+    workflow = ConfigWorkflow(
+        [str(BUNDLE / "configs" / "inference.json"), str(overlay)],
+        meta_file=str(BUNDLE / "configs" / "metadata.json"),
+        logging_file=False,
+        workflow_type="infer",
+        bundle_root=str(BUNDLE),
+        checkpoint=str(weights),
+        dataset_dir=str(dataset_dir),
+        output_dir=str(output_dir),
+        **{"window": "soft_tissue", "device": "cpu", **settings},
+    )
+    workflow.initialize()
+    workflow.run()
 
 
 def write_json(path: Path, content: Any) -> Path:

@@ -20,9 +20,8 @@ from boltzformer.apps.record import NAME as RECORD
 from boltzformer.data.prompts import Prompt, make_prompts
 from boltzformer.volumes.segmented import Algorithm
 from boltzformer.volumes.write import Grid
-from monai.bundle import ConfigWorkflow
 
-from tests.support import BUNDLE, body, save_nifti, write_json
+from tests.support import body, run_inference, save_nifti, write_json
 from tests.volumes.small_series import straight, write_small_series
 
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
@@ -42,21 +41,7 @@ def scans(tmp_path):
 
 def test_masks_are_those_of_the_bundles_config_bit_for_bit(segment, scans, weights, overlay, tmp_path):
     prompt_list = write_json(tmp_path / "prompts.json", PROMPTS)
-    workflow = ConfigWorkflow(
-        [str(BUNDLE / "configs" / "inference.json"), str(overlay)],
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(BUNDLE),
-        checkpoint=str(weights),
-        dataset_dir=str(scans),
-        output_dir=str(tmp_path / "config"),
-        prompt_list=str(prompt_list),
-        window="soft_tissue",
-        device="cpu",
-    )
-    workflow.initialize()
-    workflow.run()
+    run_inference(overlay, weights, scans, tmp_path / "config", prompt_list=str(prompt_list))
     done = segment(scans, *PROMPTS, "-o", tmp_path / "out")
     assert done.exit_code == 0, done.output
     names = [

@@ -12,7 +12,7 @@ from boltzformer.data.augmentation import move_slice
 from boltzformer.data.cases import load_cases
 from boltzformer.data.collate import collate_prompts
 from boltzformer.data.resident import Choice, Draws, Move, ResidentSlices, collate_choices, sampling_matrices
-from boltzformer.data.slice_dataset import NO_VALUE, SliceDataset
+from boltzformer.data.slice_dataset import NO_VALUE, Draw, SliceDataset
 from boltzformer.data.slice_transforms import ResizeSliced
 from boltzformer.errors import InputError
 from torch.nn import functional
@@ -80,7 +80,7 @@ def test_what_is_foreign_has_an_empty_mask_also_where_every_pixel_has_a_label(ph
     move = Move(volume.shape[1:], (0, 0))
     values = (int(volume.values[0]), NO_VALUE)
     _, label, _, _ = ResidentSlices(data, 32, "cpu")(
-        collate_choices([Choice(number, position, values, ("a", "b"), ("a", "foreign"), move)])
+        collate_choices([Choice(Draw(number, position, values, ("a", "b"), ("a", "foreign")), move)])
     )
     assert label.shape == (2, 1, 32, 32)
     assert not label[1].any()

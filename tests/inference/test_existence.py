@@ -15,10 +15,9 @@ from boltzformer.inference.existence import EMPTY_LOGIT, ExistenceGate
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.networks.boltzformer import Prediction
-from monai.bundle import ConfigWorkflow
 from monai.data import MetaTensor
 
-from tests.support import BUNDLE, SMALL_NETWORK, body, save_nifti, small_network, write_json
+from tests.support import BUNDLE, SMALL_NETWORK, body, run_inference, save_nifti, small_network, write_json
 
 PROMPTS = ["liver in abdominal CT", "aorta"]
 
@@ -94,21 +93,9 @@ def test_the_config_writes_the_scores_of_several_prompts(tmp_path, scoring):
     torch.save(scoring.state_dict(), tmp_path / "model.pt")
     overlay = write_json(tmp_path / "small.json", {**SMALL_NETWORK, "network_def#existence": True})
     save_nifti(tmp_path / "scan.nii.gz", body(), np.diag([-2.0, -2.0, 3.0, 1.0]))
-    workflow = ConfigWorkflow(
-        [str(BUNDLE / "configs" / "inference.json"), str(overlay)],
-        meta_file=str(BUNDLE / "configs" / "metadata.json"),
-        logging_file=False,
-        workflow_type="infer",
-        bundle_root=str(BUNDLE),
-        device="cpu",
-        window="soft_tissue",
-        checkpoint=str(tmp_path / "model.pt"),
-        dataset_dir=str(tmp_path / "scan.nii.gz"),
-        prompt_list=str(write_json(tmp_path / "prompts.json", {"one": PROMPTS[0], "two": PROMPTS[1]})),
-        output_dir=str(tmp_path / "out"),
-    )
-    workflow.initialize()
-    workflow.run()
+    prompt_list = write_json(tmp_path / "prompts.json", {"one": PROMPTS[0], "two": PROMPTS[1]})
+    scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
+    run_inference(overlay, tmp_path / "model.pt", scan, out, prompt_list=str(prompt_list))
     result = Segmenter.from_bundle(
         BUNDLE, tmp_path / "model.pt", [overlay], device="cpu", window="soft_tissue"
     ).segment(tmp_path / "scan.nii.gz", PROMPTS)

@@ -12,9 +12,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from boltzformer.error_report import find_input_error
-from monai.bundle import ConfigWorkflow
 
-from tests.support import BUNDLE, body, raises_input_error, save_nifti, write_json
+from tests.support import BUNDLE, body, raises_input_error, run_inference, save_nifti, write_json
 
 AFFINE = np.diag([1.0, 1.0, 3.0, 1.0])
 
@@ -24,23 +23,10 @@ def infer(weights, overlay, tmp_path):
     """Runs the config in this process; gives the folder with the results."""
 
     def run(dataset_dir, **settings):
-        settings = {"window": "soft_tissue", "device": "cpu", **settings}
         settings.setdefault(
             "prompt_list", str(write_json(tmp_path / "prompts.json", {"one": "nodule", "two": "liver"}))
         )
-        workflow = ConfigWorkflow(
-            [str(BUNDLE / "configs" / "inference.json"), str(overlay)],
-            meta_file=str(BUNDLE / "configs" / "metadata.json"),
-            logging_file=False,
-            workflow_type="infer",
-            bundle_root=str(BUNDLE),
-            checkpoint=str(weights),
-            dataset_dir=str(dataset_dir),
-            output_dir=str(tmp_path / "out"),
-            **settings,
-        )
-        workflow.initialize()
-        workflow.run()
+        run_inference(overlay, weights, dataset_dir, tmp_path / "out", **settings)
         return tmp_path / "out"
 
     return run

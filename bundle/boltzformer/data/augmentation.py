@@ -51,7 +51,7 @@ class RandSliceAffined(RandomizableTransform):
         label_key: str = "label",
         spacing_key: str = "spacing",
     ) -> None:
-        self.shifts = dict(shift) if isinstance(shift, Mapping) else {ANY_DATASET: shift}
+        self.shifts = shifts_of(shift)
         if not (0 <= prob <= 1 and all(0 <= s < 1 for s in self.shifts.values()) and 0 <= scale < 1):
             raise InputError("RandSliceAffined: prob must lie in [0, 1], shift and scale in [0, 1).")
         if not 0 <= angle <= 45:
@@ -64,7 +64,7 @@ class RandSliceAffined(RandomizableTransform):
     def randomize(self, data: Any = None) -> None:
         """Draw the turns, the shift (shares of height and width) and the factor for an item of a dataset."""
         super().randomize(data)
-        shift = self.shifts.get(str(data), self.shifts.get(ANY_DATASET, 0.0))
+        shift = shift_in(self.shifts, str(data))
         turns = int(self.R.randint(4))
         self.turns = turns if self.turn else 0
         self.offset = (self.R.uniform(-shift, shift), self.R.uniform(-shift, shift))
@@ -86,6 +86,16 @@ class RandSliceAffined(RandomizableTransform):
             spacing = item[self.spacing_key] / self.factor
             item[self.spacing_key] = spacing.flip(0) if self.turns % 2 else spacing
         return item
+
+
+def shifts_of(shift: float | Mapping[str, float]) -> dict[str, float]:
+    """The largest shift in each dataset, by name, from one for all or a map; see `RandSliceAffined`."""
+    return dict(shift) if isinstance(shift, Mapping) else {ANY_DATASET: shift}
+
+
+def shift_in(shifts: Mapping[str, float], dataset: str) -> float:
+    """The largest shift in a dataset: its own, else any other's, else none."""
+    return shifts.get(dataset, shifts.get(ANY_DATASET, 0.0))
 
 
 def move_slice(

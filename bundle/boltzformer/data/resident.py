@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from boltzformer.data.augmentation import shift_in, shifts_of
 from boltzformer.data.canvas import canvas_of, check_pixel_sizes
-from boltzformer.data.slice_dataset import NO_VALUE, SliceDataset, known_spacing
-from boltzformer.data.slice_transforms import harden_box
+from boltzformer.data.slice_dataset import NO_VALUE, Draw, SliceDataset, known_spacing
+from boltzformer.data.slice_transforms import harden_box, height_and_width
 from boltzformer.data.windows import apply_window
 from boltzformer.errors import InputError
 
@@ -60,13 +61,9 @@ class Move:
 
 @dataclass(frozen=True)
 class Choice:
-    """A slice and its prompts, as the loader's workers hand them to the device; see `Draws`."""
+    """A slice with its prompts and its augmentation, as the loader's workers hand them to the device; see `Draws`."""
 
-    case: int
-    slice: int
-    values: tuple[int, ...]
-    texts: tuple[str, ...]
-    names: tuple[str, ...]
+    draw: Draw
     move: Move
 
 
@@ -108,7 +105,7 @@ class Draws(Dataset[Choice]):
         gamma: float = 0.0,
         noise: float = 0.0,
     ) -> None:
-        self.shifts = dict(shift) if isinstance(shift, Mapping) else {"*": shift}
+        self.shifts = shifts_of(shift)
         shares = {"prob": prob, "scale": scale, "intensity_prob": intensity_prob, "gain": gain, "gamma": gamma}
         shares.update({f"shift of {name}": value for name, value in self.shifts.items()})
         for name, share in shares.items():
@@ -117,8 +114,7 @@ class Draws(Dataset[Choice]):
         if not 0 <= angle <= 45 or offset < 0 or noise < 0:
             raise InputError("Draws: angle must lie in [0, 45] degrees; offset and noise must be 0 or more.")
         self.dataset = dataset
-        sides = [size, size] if isinstance(size, int) else list(size)
-        self.size = (int(sides[0]), int(sides[1]))
+        self.size = height_and_width(size)
         self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
         self.prob, self.scale, self.angle = prob, scale, math.radians(angle)
         self.intensity_prob, self.gain, self.offset, self.gamma, self.noise = intensity_prob, gain, offset, gamma, noise
@@ -127,10 +123,8 @@ class Draws(Dataset[Choice]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Choice:
-        drawn = self.dataset.draw(index)
-        return Choice(
-            drawn.case, drawn.slice, drawn.values, drawn.texts, drawn.names, self._move(drawn.case, drawn.rng)
-        )
+        drawn, rng = self.dataset.draw(index)
+        return Choice(drawn, self._move(drawn.case, rng))
 
     def _move(self, number: int, rng: np.random.Generator) -> Move:
         case, volume = self.dataset.data[number], self.dataset.volumes[number]
@@ -139,7 +133,7 @@ class Draws(Dataset[Choice]):
         if not self.dataset.training:
             return Move(canvas.window, corner)
         moved = rng.random() < self.prob
-        shift = self.shifts.get(case["dataset"], self.shifts.get("*", 0.0)) * moved
+        shift = shift_in(self.shifts, case["dataset"]) * moved
         changed = (rng.random(4) < self.intensity_prob).astype(float)
         return Move(
             canvas.window,
@@ -159,8 +153,8 @@ def collate_choices(choices: Sequence[Choice]) -> dict[str, Any]:
     """A batch for `ResidentSlices`: the choices, and `text` and `object` of all (slice, prompt) pairs."""
     return {
         "choices": list(choices),
-        "text": [text for choice in choices for text in choice.texts],
-        "object": [name for choice in choices for name in choice.names],
+        "text": [text for choice in choices for text in choice.draw.texts],
+        "object": [name for choice in choices for name in choice.draw.names],
     }
 
 
@@ -178,8 +172,7 @@ class ResidentSlices:
 
     def __init__(self, dataset: SliceDataset, size: int | Sequence[int], device: torch.device | str) -> None:
         self.device = torch.device(device)
-        sides = [size, size] if isinstance(size, int) else list(size)
-        self.size = (int(sides[0]), int(sides[1]))
+        self.size = height_and_width(size)
         self.channels = 2 * dataset.num_adjacent + 1
         self._check_room(dataset)
         shapes = sorted({volume.shape[1:] for volume in dataset.volumes})
@@ -210,8 +203,8 @@ class ResidentSlices:
         """
         choices: Sequence[Choice] = batch["choices"]
         image = torch.empty((len(choices), self.channels, *self.size), device=self.device)
-        masks = torch.empty((len(choices), len(choices[0].values), *self.size), device=self.device)
-        places = [self._first_row[choice.case] for choice in choices]
+        masks = torch.empty((len(choices), len(choices[0].draw.values), *self.size), device=self.device)
+        places = [self._first_row[choice.draw.case] for choice in choices]
         for group in sorted({place[0] for place in places}):
             here = [i for i, place in enumerate(places) if place[0] == group]
             where = self._put(np.asarray(here))
@@ -224,10 +217,10 @@ class ResidentSlices:
     ) -> tuple[Tensor, Tensor]:
         """Slices (n, C, *size) and hard masks (n, K, *size) of one stack."""
         reach = np.arange(self.channels) - self.channels // 2
-        rows = [p[1] + np.clip(c.slice + reach, 0, p[2] - 1) for c, p in zip(choices, places, strict=True)]
+        rows = [p[1] + np.clip(c.draw.slice + reach, 0, p[2] - 1) for c, p in zip(choices, places, strict=True)]
         pictures = self._images[group][self._put(np.stack(rows))].float() / 255
-        middle = np.asarray([p[1] + c.slice for c, p in zip(choices, places, strict=True)])
-        values = np.asarray([[_NOTHING if v == NO_VALUE else v for v in c.values] for c in choices])
+        middle = np.asarray([p[1] + c.draw.slice for c, p in zip(choices, places, strict=True)])
+        values = np.asarray([[_NOTHING if v == NO_VALUE else v for v in c.draw.values] for c in choices])
         wanted = self._put(values.astype(np.uint8))[..., None, None]
         coverage = (self._labels[group][self._put(middle)][:, None] == wanted).float()
         shape = (int(pictures.shape[-2]), int(pictures.shape[-1]))

@@ -35,7 +35,6 @@ class Draw:
         values: label value of each prompt, present objects first; `NO_VALUE` where it is foreign.
         texts: the prompts.
         names: of the objects.
-        rng: for what is drawn next.
     """
 
     case: int
@@ -43,7 +42,6 @@ class Draw:
     values: tuple[int, ...]
     texts: tuple[str, ...]
     names: tuple[str, ...]
-    rng: np.random.Generator
 
 
 class SliceDataset(Dataset[dict[str, Any]]):
@@ -210,8 +208,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
             return self._pool.find(int(self._rng(index).integers(self._pool.size)))
         return self._pool.find(int(self._fixed[index - len(self.examples)]))
 
-    def draw(self, index: int) -> Draw:
-        """Choose what an example asks for in the current epoch; see `Draw`."""
+    def draw(self, index: int) -> tuple[Draw, np.random.Generator]:
+        """Choose what an example asks for in the current epoch, and give the generator for what is drawn next."""
         number, position, value = self.locate(index)
         index %= len(self)
         case = self.data[number]
@@ -223,10 +221,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if negative and self.foreign_share and rng.random() < self.foreign_share:
             values, texts = [NO_VALUE], [self._foreign_wording(number, rng)]
         names = ["foreign" if v == NO_VALUE else str(case["objects"][v]) for v in values]
-        return Draw(number, position, tuple(values), tuple(texts), tuple(names), rng)
+        return Draw(number, position, tuple(values), tuple(texts), tuple(names)), rng
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        drawn = self.draw(index)
+        drawn, rng = self.draw(index)
         case, volume = self.data[drawn.case], self.volumes[drawn.case]
         several = self.prompts_per_slice > 1
         labels = volume.label(drawn.slice)
@@ -244,7 +242,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
             "slice": drawn.slice,
         }
         if self.training and isinstance(self.transform, Randomizable):
-            self.transform.set_random_state(seed=int(drawn.rng.integers(2**32)))
+            self.transform.set_random_state(seed=int(rng.integers(2**32)))
         # not `if self.transform`: the length of a Compose flattens it, which seeds its transforms anew
         return item if self.transform is None else self.transform(item)
 

@@ -95,6 +95,18 @@ def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return harden_masks(coverage[0])
 
 
+def height_and_width(size: int | Sequence[int], name: str = "size") -> tuple[int, int]:
+    """A size in pixels from one number for both sides, or two.
+
+    Raises:
+        InputError: not one or two positive numbers; it names the argument.
+    """
+    sizes = [size, size] if isinstance(size, int) else list(size)
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise InputError(f"{name}: expected one or two positive numbers, found {size!r}.")
+    return int(sizes[0]), int(sizes[1])
+
+
 class ResizeSliced(Transform):
     """Dictionary transform that brings a slice and its mask to one size; `spacing` follows.
 
@@ -124,10 +136,7 @@ class ResizeSliced(Transform):
         pixel_size_mm: float | Sequence[float] | None = None,
         known_spacing_key: str = "known_spacing",
     ) -> None:
-        sizes = [spatial_size, spatial_size] if isinstance(spatial_size, int) else list(spatial_size)
-        if len(sizes) != 2 or min(sizes) < 1:
-            raise InputError(f"spatial_size: expected one or two positive numbers, found {spatial_size!r}.")
-        self.size = (int(sizes[0]), int(sizes[1]))
+        self.size = height_and_width(spatial_size, "spatial_size")
         self.image_key, self.label_key, self.spacing_key = image_key, label_key, spacing_key
         self.known_spacing_key = known_spacing_key
         self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,9 +129,8 @@ class TextEncoder(nn.Module, ABC):
         check_prompts(prompts)
         if torch.is_grad_enabled() and not self.frozen:
             return self._encode_with_gradient(prompts)
-        unique = list(dict.fromkeys(prompts))
         with torch.no_grad():
-            return _pad([self._cached(prompt) for prompt in unique], [unique.index(prompt) for prompt in prompts])
+            return _pad({prompt: self._cached(prompt) for prompt in dict.fromkeys(prompts)}, prompts)
 
     def train(self, mode: bool = True) -> TextEncoder:
         """As in torch, but a frozen encoder stays in evaluation."""
@@ -159,7 +158,7 @@ class TextEncoder(nn.Module, ABC):
 
     def _encode_with_gradient(self, prompts: Sequence[str]) -> TextFeatures:
         unique = list(dict.fromkeys(prompts))
-        return _pad(self._embed_cut(unique), [unique.index(prompt) for prompt in prompts])
+        return _pad(dict(zip(unique, self._embed_cut(unique), strict=True)), prompts)
 
     def _embed_cut(self, prompts: Sequence[str]) -> list[Tensor]:
         """Each prompt's own tokens, (N, width), encoded together at the length of the longest."""
@@ -379,10 +378,12 @@ def check_prompts(prompts: Sequence[str]) -> None:
             raise InputError("A prompt is empty; say what to segment, such as 'lung nodule in chest CT'.")
 
 
-def _pad(rows: Sequence[Tensor], order: Sequence[int]) -> TextFeatures:
-    """The rows in an order, in which one may come several times: a batch repeats its prompts."""
-    tokens = pad_sequence(list(rows), batch_first=True)
-    lengths = tuple(len(rows[i]) for i in order)
+def _pad(rows: Mapping[str, Tensor], prompts: Sequence[str]) -> TextFeatures:
+    """The rows of prompts, of which one may come several times: a batch repeats its prompts."""
+    tokens = pad_sequence(list(rows.values()), batch_first=True)
+    lengths = tuple(len(rows[prompt]) for prompt in prompts)
+    place = {prompt: number for number, prompt in enumerate(rows)}
+    order = [place[prompt] for prompt in prompts]
     # from pinned memory a copy does not make the host wait for the device
     numbers = torch.tensor([order, lengths])
     numbers = (numbers.pin_memory() if tokens.is_cuda else numbers).to(tokens.device, non_blocking=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-import torch
 from ignite.engine import Events
 from matplotlib.figure import Figure
 from monai.engines import Evaluator, Workflow
 
 from boltzformer.output_files import write_bytes, write_file
+from boltzformer.training.progress import loss_of
 
 COLUMNS = ("epoch", "loss", "val_loss", "val_dice", "learning_rate")
 CSV_NAME, PNG_NAME = "curves.csv", "curves.png"
@@ -59,9 +59,7 @@ class Curves:
             self._add_validated(0, None, None)
 
     def _after_step(self, engine: Workflow) -> None:
-        output = engine.state.output
-        first = output[0] if isinstance(output, list) else output
-        self._sum += float(torch.as_tensor(first["loss"]).detach())
+        self._sum += loss_of(engine.state.output)["loss"]
         self._steps += 1
 
     def _after_epoch(self, engine: Workflow) -> None:

@@ -57,7 +57,7 @@ class Progress:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step_ended)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_ended)
         if self.bar:
-            ProgressBar(desc=self.label).attach(engine, output_transform=_loss_of)
+            ProgressBar(desc=self.label).attach(engine, output_transform=loss_of)
 
     def _clear(self) -> None:
         self._began = self._last_line = self._wait_began = time.perf_counter()
@@ -82,7 +82,7 @@ class Progress:
     def _step_ended(self, engine: Workflow) -> None:
         self._steps += 1
         self._pairs += _pairs_of(engine.state.output)
-        self._loss_sum += _loss_of(engine.state.output).get("loss", 0.0)
+        self._loss_sum += loss_of(engine.state.output).get("loss", 0.0)
         now = time.perf_counter()
         if now - self._last_line >= self.interval:
             self._last_line = now
@@ -115,7 +115,7 @@ class Progress:
         return ", ".join(parts)
 
 
-def _loss_of(output: object) -> dict[str, float]:
+def loss_of(output: object) -> dict[str, float]:
     """The loss of MONAI's output, which is one dict a slice once the batch is split."""
     first = output[0] if isinstance(output, list) and output else output
     if not isinstance(first, dict) or "loss" not in first:
