@@ -68,7 +68,7 @@ class Bar:
 
 def shipped_segmenter(precision: Precision) -> Segmenter:
     """The bundle's network and weights."""
-    segmenter = Segmenter.load(precision=precision)
+    segmenter = Segmenter.load(precision=precision, keep_logits=False)
     segmenter.inferer.progress = False
     return segmenter
 

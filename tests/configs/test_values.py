@@ -70,8 +70,10 @@ def test_early_stopping_and_best_weights_are_attached_and_looked_at_in_this_orde
 def test_inference_keeps_orientation_threshold_and_seed():
     inference = _config("inference")
     assert (inference["orientation"], inference["seed"], inference["uneven_spacing"]) == ("RAS", 0, "refuse")
-    (invert,) = (step for step in inference["postprocessing"]["transforms"] if step["_target_"] == "Invertd")
-    assert invert["nearest_interp"] is False
+    steps = inference["postprocessing"]["transforms"]
+    assert [step["_target_"].rsplit(".", 1)[-1] for step in steps[1:]] == ["MasksFromLogitsd", "Invertd"]
+    assert steps[2]["keys"] == ["pred", "masks", "logits"]
+    assert steps[2]["nearest_interp"] is True  # masks stay 0 and 1, whatever a preprocessing of one's own did
 
 
 def test_several_decodings_change_nothing_else_of_the_inferer():

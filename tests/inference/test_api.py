@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
-from boltzformer.inference.masks import combine_masks
+from boltzformer.inference.masks import MasksFromLogitsd, combine_masks
+from monai.transforms import Compose
 
 from tests.support import BUNDLE, SMALL_NETWORK, SMALL_PARTS, body, save_nifti, write_json
 
@@ -91,3 +93,19 @@ def test_ties_go_to_the_first_prompt():
 def test_overlay_file_outside_the_bundle(weights, tmp_path):
     overlay = write_json(tmp_path / "mine.json", SMALL_NETWORK)
     assert Segmenter.from_bundle(BUNDLE, weights, [overlay], "cpu").segment(body((16, 16, 2)), "x", modality="CT")
+
+
+def test_logits_are_kept_where_asked_for(segmenter):
+    """The masks are the same; only probabilities need the logits, which are most of a result's memory."""
+    kept = segmenter.segment(body(), ["nodule", "liver"])
+    steps = [copy.copy(step) for step in segmenter.postprocessing.transforms]
+    for step in steps:
+        if isinstance(step, MasksFromLogitsd):
+            step.keep_logits = False
+    lean = Segmenter(segmenter.network, segmenter.preprocessing, segmenter.inferer, Compose(steps))
+    found = lean.segment(body(), ["nodule", "liver"])
+    assert np.array_equal(found.mask_array, kept.mask_array)
+    assert np.array_equal(found.label_map, kept.label_map)
+    assert "logits" not in found.item
+    with pytest.raises(InputError, match="keep_logits"):
+        _ = found.probabilities

@@ -84,7 +84,11 @@ def main(
         for path, reason in found.skipped.items():
             print(f"left out: {path}: {reason}", file=sys.stderr)
         overlays = [path.resolve() for path in overlay or []]
-        settings: dict[str, Any] = {"memory_gb": memory_gb, **({} if limits is None else {"window": limits})}
+        settings: dict[str, Any] = {
+            "memory_gb": memory_gb,
+            "keep_logits": False,
+            **({} if limits is None else {"window": limits}),
+        }
         settings |= {} if precision is None else {"precision": check_precision(precision)}
         make_segmenter = partial(
             _make_segmenter, file, overlays, place, {**settings, "uneven_spacing": uneven_spacing}, not as_json

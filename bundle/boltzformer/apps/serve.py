@@ -71,7 +71,8 @@ def main(
         check_exposure(host, token, tls_cert, tls_key)
         file = weights or shipped_weights()
         algorithm = Algorithm(NAME, bundle_version(), weights_checksum(file))
-        settings: dict[str, Any] = {"memory_gb": memory_gb, **({} if window is None else {"window": window_of(window)})}
+        settings: dict[str, Any] = {"memory_gb": memory_gb, "keep_logits": False}
+        settings |= {} if window is None else {"window": window_of(window)}
         segmenter = Segmenter.from_bundle(
             bundle_folder(),
             file,

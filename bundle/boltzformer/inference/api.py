@@ -49,8 +49,8 @@ class Segmentation:
 
     Attributes:
         prompts: what was asked for, in order.
-        item: the postprocessed item: `masks` (P, X, Y, Z) uint8, `logits` (P, X, Y, Z) float16 and `pred`, the
-            label map (1, X, Y, Z) uint8.
+        item: the postprocessed item: `masks` (P, X, Y, Z) uint8, `pred`, the label map (1, X, Y, Z) uint8, and
+            `logits` (P, X, Y, Z) float16 where the segmenter keeps them.
         case: name for files.
         source: the volume as it was read, with its DICOM series where it came from one.
         given: what was given to segment; the masks come back as the same kind of image.
@@ -90,7 +90,13 @@ class Segmentation:
 
     @property
     def probabilities(self) -> dict[str, np.ndarray]:
-        """Prompt's name -> probability in [0, 1], (X, Y, Z) float32."""
+        """Prompt's name -> probability in [0, 1], (X, Y, Z) float32.
+
+        Raises:
+            InputError: the segmenter was told not to keep the logits.
+        """
+        if LOGITS_KEY not in self.item:
+            raise InputError("probabilities: this segmenter was loaded with keep_logits=False.")
         logits = self.item[LOGITS_KEY]
         return {
             prompt.name: torch.sigmoid(logits[i].as_tensor().float()).cpu().numpy()
@@ -190,7 +196,8 @@ class Segmenter:
             overlays: config files on top, for example the network overlay that the weights were trained with; relative
                 ones lie in the bundle.
             device: where to compute; CUDA where there is one by default.
-            overrides: values of the config's keys, for example `window="lung"` or `memory_gb=8`.
+            overrides: values of the config's keys, for example `window="lung"` or `memory_gb=8`. `keep_logits=False`
+                saves memory where no probabilities are asked for.
 
         Raises:
             InputError: a file is missing, a key is not known (the nearest is named), or the weights belong to another
@@ -207,7 +214,7 @@ class Segmenter:
         parser.read_config([str(file) for file in files])
         check_keys(parser.get(), overrides)
         parser["bundle_root"] = str(root)
-        parser.update(overrides)
+        parser.update({"keep_logits": True, **overrides})
         if device is not None:
             parser["device"] = torch.device(device)
         # a Path, not text: the parser would evaluate some texts

@@ -37,22 +37,28 @@ class MasksFromLogitsd(MapTransform):
 
     What stays under the key is what MONAI Label, MONAI Deploy and any other program that runs the config writes: one
     channel, whatever the number of prompts. Beside it, `masks` holds a uint8 mask of 0 and 1 for each prompt (P, ...),
-    and `logits` the logits.
+    and `logits` the logits, where they are kept.
+
+    It stands before `Invertd`, which turns all three back: turning makes a copy, and masks take half the memory
+    of logits.
 
     Args:
         keys: items with logits.
+        keep_logits: leave them in the item, for probability maps; 2 bytes a voxel and prompt.
         allow_missing_keys: see `monai.transforms.MapTransform`.
     """
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, keep_logits: bool = True, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.keep_logits = keep_logits
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Threshold at probability 0.5, which is logit 0."""
         item = dict(data)
         for key in self.key_iterator(item):
             logits = item[key]
-            item[LOGITS_KEY] = logits
+            if self.keep_logits:
+                item[LOGITS_KEY] = logits
             item[MASKS_KEY] = (logits >= 0).view(torch.uint8)  # a truth value is one byte, 0 or 1
             item[key] = convert_to_dst_type(combine_masks(_plain(logits))[None], logits, dtype=torch.uint8)[0]
         return item
@@ -145,12 +151,12 @@ class SaveMasks:
         """Write one volume's results.
 
         Args:
-            output: with `masks` (P, X, Y, Z), `logits` of the same shape, and `pred`, the label map (1, X, Y, Z);
-                perhaps `existence`, (P, slices).
+            output: with `masks` (P, X, Y, Z), and `pred`, the label map (1, X, Y, Z); for probability maps with
+                `logits` (P, X, Y, Z); perhaps `existence`, (P, slices).
             grid: of the volume.
             case: name of the results.
         """
-        masks, logits = output[MASKS_KEY], output[LOGITS_KEY]
+        masks = output[MASKS_KEY]
         grid.check(masks.shape[1:], np.asarray(masks.affine, dtype=np.float64))
         folder = self.output_dir / case
         if folder.is_symlink():
@@ -160,7 +166,7 @@ class SaveMasks:
             mask = np.asarray(masks[index].cpu(), dtype=np.uint8)
             grid.write(mask, folder / f"{prompt.name}.nii.gz")
             if self.probability:
-                probability = torch.sigmoid(_plain(logits[index]).float()).cpu().numpy()
+                probability = torch.sigmoid(_plain(output[LOGITS_KEY][index]).float()).cpu().numpy()
                 grid.write(probability, folder / f"{prompt.name}_probability.nii.gz")
             voxels = int(np.count_nonzero(mask))
             listed.append({"label": index + 1, "name": prompt.name, "prompt": prompt.text, **grid.volume_of(voxels)})
