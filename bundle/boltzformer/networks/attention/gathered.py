@@ -180,7 +180,7 @@ class _GatheredAttention(torch.autograd.Function):
         grad_queries = torch.empty_like(queries)
         grad_row_bias = queries.new_zeros(*queries.shape[:3], height)
         grad_column_bias = queries.new_zeros(*queries.shape[:3], width)
-        grad_rows = torch.zeros_like(rows) if grad_rows is None else grad_rows  # else ours alone: made below
+        grad_rows = torch.zeros_like(rows) if grad_rows is None else grad_rows.clone()  # of the layers behind
         for b, sets in enumerate(ctx.sets):
             grad_score = torch.empty_like(weights[b])
             slice_ = b // ctx.prompts_per_slice

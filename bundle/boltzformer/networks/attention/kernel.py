@@ -39,11 +39,12 @@ def _compiled(function: Function, parallel: bool = False) -> Function:
 
 
 @_compiled
-def _scores(query: np.ndarray, rows: np.ndarray, patch: np.ndarray, count: int, score: np.ndarray) -> None:
-    """score[g, k] += query[g] . rows[patch[k]], for four heads and two patches at a time."""
+def _scores(query: np.ndarray, rows: np.ndarray, patch: np.ndarray) -> np.ndarray:
+    """query[g] . rows[patch[k]] as (G, n), for four heads and two patches at a time; n is even."""
     heads, dim = query.shape
+    score = np.empty((heads, len(patch)), np.float32)
     whole = heads // HEADS * HEADS
-    for k in range(0, count, ROWS):
+    for k in range(0, len(patch), ROWS):
         x, y = rows[patch[k]], rows[patch[k + 1]]
         for g in range(0, whole, HEADS):
             a, b, c, d = query[g], query[g + 1], query[g + 2], query[g + 3]
@@ -57,29 +58,26 @@ def _scores(query: np.ndarray, rows: np.ndarray, patch: np.ndarray, count: int, 
                 by += b[i] * y[i]
                 cy += c[i] * y[i]
                 dy += d[i] * y[i]
-            score[g, k] += ax
-            score[g + 1, k] += bx
-            score[g + 2, k] += cx
-            score[g + 3, k] += dx
-            score[g, k + 1] += ay
-            score[g + 1, k + 1] += by
-            score[g + 2, k + 1] += cy
-            score[g + 3, k + 1] += dy
+            score[g, k], score[g, k + 1] = ax, ay
+            score[g + 1, k], score[g + 1, k + 1] = bx, by
+            score[g + 2, k], score[g + 2, k + 1] = cx, cy
+            score[g + 3, k], score[g + 3, k + 1] = dx, dy
         for g in range(whole, heads):
             a = query[g]
             ax = ay = np.float32(0)
             for i in range(dim):
                 ax += a[i] * x[i]
                 ay += a[i] * y[i]
-            score[g, k] += ax
-            score[g, k + 1] += ay
+            score[g, k], score[g, k + 1] = ax, ay
+    return score
 
 
 @_compiled
-def _weighted_sum(weight: np.ndarray, rows: np.ndarray, patch: np.ndarray, count: int, context: np.ndarray) -> None:
-    """context[g] += sum_k weight[g, k] rows[patch[k]], for two heads and four patches at a time."""
-    heads, dim = context.shape
-    for k in range(0, count, PADDING):
+def _weighted_sum(weight: np.ndarray, rows: np.ndarray, patch: np.ndarray) -> np.ndarray:
+    """sum_k weight[g, k] rows[patch[k]] as (G, d), for two heads and four patches at a time; n is a multiple of 4."""
+    heads, dim = len(weight), rows.shape[1]
+    context = np.zeros((heads, dim), np.float32)
+    for k in range(0, len(patch), PADDING):
         x, y, z, w = rows[patch[k]], rows[patch[k + 1]], rows[patch[k + 2]], rows[patch[k + 3]]
         for g in range(0, heads - 1, 2):
             a, b = context[g], context[g + 1]
@@ -94,87 +92,66 @@ def _weighted_sum(weight: np.ndarray, rows: np.ndarray, patch: np.ndarray, count
             az, aw = weight[heads - 1, k + 2], weight[heads - 1, k + 3]
             for i in range(dim):
                 a[i] += ax * x[i] + ay * y[i] + az * z[i] + aw * w[i]
+    return context
 
 
 @_compiled
-def _add_chunk(
-    query: np.ndarray,
-    rows: np.ndarray,
-    patch: np.ndarray,
-    count: int,
-    score: np.ndarray,
-    top: np.ndarray,
-    total: np.ndarray,
-    context: np.ndarray,
-) -> None:
-    """Take `count` more patches into a running softmax and its weighted sum.
+def _softmax_of_chunk(
+    query: np.ndarray, row_bias: np.ndarray, column_bias: np.ndarray, rows: np.ndarray, patch: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A softmax over some patches of a set, not divided by its sum.
 
-    Before and after, with the patches so far: top[g] = max score, total[g] = sum exp(score - top), context[g] = sum
-    exp(score - top) row. `score` comes with the position's score and is overwritten.
+    For each head top = max score (G,), total = sum exp(score - top) (G,), context = sum exp(score - top) row (G, d).
     """
-    filled = -(-count // PADDING) * PADDING
-    patch[count:filled] = patch[0]
-    _scores(query, rows, patch, filled, score)
-    for g in range(query.shape[0]):
-        highest = top[g]
+    count, width = len(patch), column_bias.shape[1]
+    filled = np.full(-(-count // PADDING) * PADDING, patch[0])
+    filled[:count] = patch
+    weight = _scores(query, rows, filled)
+    top = np.full(len(query), LOWEST)
+    total = np.zeros(len(query), np.float32)
+    for g in range(len(query)):
         for k in range(count):
-            highest = max(highest, score[g, k])
-        shrink = np.exp(top[g] - highest)
-        top[g] = highest
-        total[g] *= shrink
-        if shrink != 1:
-            context[g] *= shrink
+            weight[g, k] += row_bias[g, patch[k] // width] + column_bias[g, patch[k] % width]
+            top[g] = max(top[g], weight[g, k])
         for k in range(count):
-            score[g, k] = np.exp(score[g, k] - highest)
-            total[g] += score[g, k]
-        score[g, count:filled] = 0
-    _weighted_sum(score, rows, patch, filled, context)
+            weight[g, k] = np.exp(weight[g, k] - top[g])
+            total[g] += weight[g, k]
+        weight[g, count:] = 0
+    return top, total, _weighted_sum(weight, rows, filled)
 
 
 @_compiled
 def _attend_set(
-    query: np.ndarray,
-    row_bias: np.ndarray,
-    column_bias: np.ndarray,
-    rows: np.ndarray,
-    kept: np.ndarray,
-    context: np.ndarray,
-) -> None:
-    """One set: query and context (G, d), biases (G, h) and (G, w), rows (h * w, d), kept (h * w,)."""
-    heads, height = row_bias.shape
-    width = column_bias.shape[1]
-    patch = np.empty(CHUNK, np.int64)
-    score = np.zeros((heads, CHUNK), np.float32)
+    query: np.ndarray, row_bias: np.ndarray, column_bias: np.ndarray, rows: np.ndarray, kept: np.ndarray
+) -> np.ndarray:
+    """One set: query (G, d), biases (G, h) and (G, w), rows (h * w, d), kept (h * w,) -> context (G, d)."""
+    heads, dim = query.shape
+    patches = np.flatnonzero(kept)
     top = np.full(heads, LOWEST)
     total = np.zeros(heads, np.float32)
-    context[:] = 0
-    count = 0
-    for y in range(height):
-        for x in range(width):
-            if kept[y * width + x]:
-                patch[count] = y * width + x
-                for g in range(heads):
-                    score[g, count] = row_bias[g, y] + column_bias[g, x]
-                count += 1
-                if count == CHUNK:
-                    _add_chunk(query, rows, patch, count, score, top, total, context)
-                    count = 0
-    if count:
-        _add_chunk(query, rows, patch, count, score, top, total, context)
+    context = np.zeros((heads, dim), np.float32)
+    for start in range(0, len(patches), CHUNK):
+        patch = patches[start : start + CHUNK]
+        own_top, own_total, own_context = _softmax_of_chunk(query, row_bias, column_bias, rows, patch)
+        for g in range(heads):
+            highest = max(top[g], own_top[g])
+            before, now = np.exp(top[g] - highest), np.exp(own_top[g] - highest)
+            top[g] = highest
+            total[g] = total[g] * before + own_total[g] * now
+            for i in range(dim):
+                context[g, i] = context[g, i] * before + own_context[g, i] * now
     for g in range(heads):
         context[g] /= total[g]
+    return context
 
 
 def _attend_sets(
-    queries: np.ndarray,
-    row_bias: np.ndarray,
-    column_bias: np.ndarray,
-    rows: np.ndarray,
-    kept: np.ndarray,
-    context: np.ndarray,
-) -> None:
+    queries: np.ndarray, row_bias: np.ndarray, column_bias: np.ndarray, rows: np.ndarray, kept: np.ndarray
+) -> np.ndarray:
+    context = np.empty(queries.shape, np.float32)
     for s in numba.prange(queries.shape[0]):
-        _attend_set(queries[s], row_bias[s], column_bias[s], rows, kept[s], context[s])
+        context[s] = _attend_set(queries[s], row_bias[s], column_bias[s], rows, kept[s])
+    return context
 
 
 _attend_sets_in_parallel = _compiled(_attend_sets, parallel=True)
@@ -209,8 +186,8 @@ def attend_sets(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Te
         _take_as_many_threads_as_torch()
         for b in range(prompts):
             own = rows[b * slices // prompts]
-            parts = (queries[b], row_bias[b], column_bias[b], own, kept[min(b, kept.shape[0] - 1)], context[b])
-            _attend_sets_in_parallel(*[part.contiguous().numpy() for part in parts])
+            parts = (queries[b], row_bias[b], column_bias[b], own, kept[min(b, kept.shape[0] - 1)])
+            context[b] = torch.from_numpy(_attend_sets_in_parallel(*[part.contiguous().numpy() for part in parts]))
     return context
 
 
