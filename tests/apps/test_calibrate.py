@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from boltzformer.apps.calibrate import calibrate, main
+import typer
+from boltzformer.apps.calibrate import calibrate, coarse_distances, coarse_mm, main
 from boltzformer.apps.publish import main as publish
 from boltzformer.errors import InputError
 from boltzformer.metrics.files import write_csv
@@ -13,7 +14,7 @@ from boltzformer.recipe import read_recipe
 from boltzformer.recipe_network import record_definition
 from boltzformer.weights import load_weights, read_checkpoint, save_atomically
 
-from tests.support import BUNDLE, small_network
+from tests.support import BUNDLE, save_nifti, small_network
 
 
 def _rows(temperature: float, n: int = 4000) -> list[dict]:
@@ -65,10 +66,38 @@ def checkpoint(tmp_path):
 
 def test_numbers_go_into_the_recipe(tmp_path, checkpoint):
     write_csv(tmp_path / "slices.csv", _rows(1.5))
+    with pytest.raises(typer.Exit):  # one line: the predictions say how far the slices lie apart
+        main(tmp_path, checkpoint, None)
+    (tmp_path / "predictions").mkdir()
+    for k in range(20):
+        save_nifti(tmp_path / "predictions" / f"c{k}.nii.gz", np.zeros((4, 4, 200), np.uint8), np.eye(4))
     main(tmp_path, checkpoint, None)
+    assert read_recipe(checkpoint)["coarse"] == {"mm": 0.0, "objects": ["o"]}  # objects come and go at random here
     thresholds = read_recipe(checkpoint)["thresholds"]
     assert thresholds["existence_temperature"] == pytest.approx(1.5, rel=0.1)
     assert 0 < thresholds["existence"] < 1
+
+
+def _organ(first: int, last: int, slices: int = 60) -> list[dict]:
+    """An object in some slices, of whose score one slice on either side knows too."""
+    return [
+        {
+            "case": "c", "object": "o", "slice": k, "overlap_pixels": 10 if first <= k < last else 0,
+            "existence": 0.9 if first - 1 <= k < last + 1 else 0.01, "shown": first - 1 <= k < last + 1,
+        }
+        for k in range(slices)
+    ]  # fmt: skip
+
+
+def test_looks_are_as_near_as_half_of_what_loses_nothing():
+    lost = coarse_distances(_organ(21, 33), {"c": 1.0})  # seen in 14 slices: every look up to 14 mm meets it
+    assert [lost[mm] for mm in (4.0, 6.0, 8.0, 10.0, 12.0)] == [0] * 5
+    assert coarse_mm(lost) >= 6.0
+    small = coarse_distances(_organ(26, 27), {"c": 1.0})  # in three slices, 25 to 27, and a look at 24 and 28
+    assert small[4.0] == 10
+    assert coarse_mm(small) == 0.0
+    assert coarse_distances(_organ(26, 27), {"c": 4.0})[4.0] == 0  # every slice is looked at
+    assert coarse_mm({4.0: 0, 6.0: 0, 8.0: 3, 10.0: 0}) == 3.0
 
 
 def test_published_weights_are_half_as_large_and_load_again(tmp_path, checkpoint):

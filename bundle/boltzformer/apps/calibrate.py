@@ -1,22 +1,26 @@
-"""`boltzformer calibrate`: the existence score's temperature and threshold, from validation into the checkpoint."""
+"""`boltzformer calibrate`: what validation says of the existence score, into the checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
+import nibabel as nib
 import numpy as np
+import torch
 import typer
 from scipy.optimize import minimize_scalar
 
 from boltzformer.apps.console import one_line_errors
 from boltzformer.errors import InputError
+from boltzformer.inference.coarse import between_looks, first_looks
 from boltzformer.metrics.files import read_csv, write_json
 from boltzformer.metrics.summary.existence import calibration_error, describe_existence, volume_dice
 from boltzformer.recipe import read_recipe, update_recipe
 
 THRESHOLDS = np.round(np.arange(0.02, 0.96, 0.02), 2)
 TEMPERATURES = (0.2, 5.0)
+DISTANCES_MM = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0, 24.0)
 
 
 def main(
@@ -24,7 +28,7 @@ def main(
     checkpoint: Annotated[Path, typer.Argument(help="Weights that were evaluated; their recipe gets the numbers.")],
     output: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
 ) -> None:
-    """Choose temperature and threshold of the existence score.
+    """Choose temperature and threshold of the existence score, and the distance of a coarse pass's first looks.
 
     The evaluation must score slices that were not gated and with the score as the network gives it:
     boltzformer evaluate-bundle --set existence_threshold=0 --output-dir REPORT ...
@@ -36,9 +40,13 @@ def main(
         rows = read_rows(report / "slices.csv")
         old = recipe.get("thresholds", {}).get("existence_temperature") or 1.0
         numbers = calibrate(rows, old)
+        looks = coarse_distances(numbers.pop("scored"), spacings(report, rows, recipe["input"]["axis"]))
+        distance = coarse_mm(looks)
+        numbers |= {"coarse_mm": distance, "lost_pixels_at_mm": looks}
         update_recipe(
             checkpoint,
             thresholds={"existence": numbers["threshold"], "existence_temperature": numbers["temperature"]},
+            coarse={"mm": distance, "objects": sorted({row["object"] for row in rows})},
         )
         if output is not None:
             write_json(output, numbers)
@@ -76,7 +84,8 @@ def calibrate(rows: list[dict[str, Any]], old_temperature: float = 1.0) -> dict[
         `temperature`; `threshold`, of the calibrated probability, with the best mean Dice over whole volumes; and
         what they give: `auroc`, `ece` before and after, `specificity` (slices without the object that stay
         empty) and `sensitivity` (slices with it that are kept), and volume Dice of positive slices alone, of all
-        slices, and gated.
+        slices, and gated. `scored` are the rows with calibrated scores, and `shown`, whether the gate lets a mask
+        through.
 
     Raises:
         InputError: all slices hold the object, or none does.
@@ -98,11 +107,13 @@ def calibrate(rows: list[dict[str, Any]], old_temperature: float = 1.0) -> dict[
     ]
     gated = {float(t): volume_dice(scored, float(t))["gated"] for t in THRESHOLDS}
     threshold = max(gated, key=lambda t: gated[t])
+    scored = [{**row, "shown": row["existence"] >= threshold} for row in scored]
     calibrated = np.array([row["existence"] for row in scored])
     empty = np.array([row["predicted_pixels"] == 0 for row in rows])
     described = describe_existence(scored)
     assert described is not None  # every row has a score
     return {
+        "scored": scored,
         "slices": len(rows),
         "temperature": round(temperature, 4),
         "threshold": threshold,
@@ -114,6 +125,64 @@ def calibrate(rows: list[dict[str, Any]], old_temperature: float = 1.0) -> dict[
         "sensitivity": float((calibrated >= threshold)[present].mean()),
         **{f"volume_dice_{name}": value for name, value in volume_dice(scored, threshold).items() if name != "n"},
     }
+
+
+def spacings(report: Path, rows: list[dict[str, Any]], axis: int) -> dict[str, float]:
+    """Distance of neighbouring slices in mm, by case, from the predictions of an evaluation.
+
+    Args:
+        report: its folder.
+        rows: its slices.
+        axis: of the slices, in RAS orientation.
+
+    Raises:
+        InputError: a prediction is missing.
+    """
+    found = {}
+    for case in {row["case"] for row in rows}:
+        path = report / "predictions" / f"{case}.nii.gz"
+        if not path.is_file():
+            raise InputError(f"{path}: missing; calibrate with a report of `boltzformer evaluate-bundle`, kept whole")
+        affine = nib.as_closest_canonical(cast(Any, nib.load(path))).affine
+        found[case] = float(np.linalg.norm(affine[:3, axis]))
+    return found
+
+
+def coarse_distances(rows: list[dict[str, Any]], spacing: dict[str, float]) -> dict[float, int]:
+    """Pixels of objects that a coarse pass would lose, for each distance of two looks (`inference.coarse`).
+
+    Args:
+        rows: slices with calibrated scores, and whether the gate shows their masks.
+        spacing: of slices in mm, by case.
+
+    Returns:
+        distance in mm -> pixels that are in an object and in its mask, in slices that are shown and would be skipped.
+    """
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["case"], row["object"]), []).append(row)
+    lost = dict.fromkeys(DISTANCES_MM, 0)
+    for (case, _), of_object in groups.items():
+        ordered = sorted(of_object, key=lambda row: int(row["slice"]))
+        score = torch.tensor([row["existence"] for row in ordered])[:, None]
+        right = np.array([row["overlap_pixels"] if row["shown"] else 0 for row in ordered])
+        slices = torch.arange(len(ordered))
+        for distance in DISTANCES_MM:
+            step = max(1, int(distance / spacing[case] + 1e-6))
+            looks = first_looks(slices, [step], len(ordered))
+            computed = looks | between_looks(slices, looks, score)
+            lost[distance] += int(right[~computed[:, 0].numpy()].sum())
+    return lost
+
+
+def coarse_mm(lost: dict[float, int]) -> float:
+    """Half of the largest distance up to which nothing is lost; 0 where the smallest already loses something."""
+    safe = 0.0
+    for distance, pixels in sorted(lost.items()):
+        if pixels:
+            break
+        safe = distance
+    return safe / 2
 
 
 def _number(text: str | None) -> float | None:

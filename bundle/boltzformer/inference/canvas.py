@@ -36,15 +36,17 @@ class OnCanvas(nn.Module):
         """Of the network."""
         return self.network.encode_text(prompts)
 
-    def predict(self, image: Tensor, prompts: Any, seed: int | None = None) -> Prediction:
+    def predict(self, image: Tensor, prompts: Any, seed: int | None = None, asked: Tensor | None = None) -> Prediction:
         """As the network's; of several views the surest says whether an object is there.
 
         Args:
             image: (B, C, h, w) in [0, 1], of the canvas's size.
             prompts: P encoded prompts.
             seed: see the network.
+            asked: see `HurriedNetwork.predict`; None for a network that does not take it.
         """
-        found = [self.network.predict(view, prompts, seed) for view in self.canvas.views(image)]
+        more = {} if asked is None else {"asked": asked}
+        found = [self.network.predict(view, prompts, seed, **more) for view in self.canvas.views(image)]
         existence = [one.existence for one in found if one.existence is not None]
         logits = self.canvas.join([one.logits for one in found])
         return Prediction(logits, torch.stack(existence).amax(dim=0) if existence else None)

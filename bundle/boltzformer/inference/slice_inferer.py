@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
@@ -19,7 +20,8 @@ from boltzformer.data.canvas import check_pixel_sizes
 from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
 from boltzformer.data.windows import apply_window, limits_of
 from boltzformer.errors import InputError
-from boltzformer.inference.canvas import OnCanvas, on_canvas
+from boltzformer.inference.canvas import OnCanvas, on_canvas, spacing_of
+from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, between_looks, first_looks
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.precision import Precision, check_precision, computation_of, hurried
@@ -61,6 +63,8 @@ class PromptedSliceInferer(SliceInferer):
         progress: draw a bar of the slices on a terminal, and log a line each half minute elsewhere.
         pixel_size_mm: sizes of the network's pixels that training covered, see `boltzformer.data.canvas`; None takes
             every slice whole.
+        coarse: a first look every few millimetres (`boltzformer.inference.coarse`), where `existence` empties slices
+            and slices are computed in groups; None looks at every slice.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class PromptedSliceInferer(SliceInferer):
         skip_blank: bool = True,
         progress: bool = True,
         pixel_size_mm: float | Sequence[float] | None = None,
+        coarse: CoarsePass | None = None,
     ) -> None:
         super().__init__(spatial_dim=spatial_dim, roi_size=(-1, -1), progress=progress)
         if num_adjacent not in (0, 1):
@@ -90,6 +95,7 @@ class PromptedSliceInferer(SliceInferer):
         self.seed = seed
         self.autocast = autocast
         self.existence = existence or ExistenceGate()
+        self.coarse = coarse or CoarsePass()
         self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
         self.precision = check_precision(precision)
         self.skip_blank = skip_blank
@@ -130,24 +136,20 @@ class PromptedSliceInferer(SliceInferer):
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
         network = self._fitted(self.computing(network), inputs)
         volume = _Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs))
-        # a slice in one piece of memory: it is computed, turned and saved by slices
-        shape = (len(volume), len(sentences), *volume.voxels.shape[1:])
-        slices = torch.full(shape, BLANK_LOGIT, dtype=torch.float16, device=volume.voxels.device)
-        scores = torch.zeros(slices.shape[:2])
-        scored = False
+        found = _Found.nothing(volume, len(sentences))
         device_type = next(cast(Any, network).parameters()).device.type
         with torch.no_grad(), torch.autocast(device_type, self.autocast, enabled=self.autocast is not None):
             text = cast(Any, network).encode_text(sentences)
-            for chosen, found in self._batches(volume, network, text):
-                logits, probability = self.existence(found)
-                slices[chosen] = logits.to(slices.device, torch.float16)
-                if probability is not None:
-                    scores[chosen], scored = probability.float().cpu(), True
-        result = slices.movedim(0, self.spatial_dim + 1)[None]
+            slices = self._slices_to_compute(volume)
+            looks = first_looks(slices, self._steps(network, sentences, inputs), len(volume))
+            for asked in self._passes(slices, looks, found):
+                for chosen, prediction in self._batches(volume, network, text, asked):
+                    found.take(chosen, asked[chosen], *self.existence(prediction))
+        result = found.logits.movedim(0, self.spatial_dim + 1)[None]
         # with the input's metadata, which `Invertd` asks for
         result = convert_to_dst_type(result, inputs, dtype=torch.float16)[0]
-        if scored and isinstance(result, MetaTensor):
-            result.meta[EXISTENCE_KEY] = scores.T[None].contiguous()  # a batch of one: an engine takes it apart
+        if found.scored and isinstance(result, MetaTensor):
+            result.meta[EXISTENCE_KEY] = found.scores.T[None].contiguous()  # a batch of one: an engine takes it apart
             result.meta[EXISTENCE_AXIS_KEY] = self.spatial_dim
         return result
 
@@ -171,26 +173,44 @@ class PromptedSliceInferer(SliceInferer):
         """How masks are computed, for the notes beside them."""
         return computation_of(network, self.precision, self.autocast)
 
-    def _batches(self, volume: _Slices, network: Any, text: Any) -> Iterator[tuple[Tensor, Any]]:
+    def _steps(self, network: Any, sentences: Sequence[str], inputs: Tensor) -> list[int]:
+        """Slices from one first look to the next, for each prompt."""
+        inner = network.network if isinstance(network, OnCanvas) else network
+        gated = (self.existence.threshold or 0) >= IMPROBABLE  # what is skipped, the gate would have emptied
+        if not gated or not isinstance(inner, HurriedNetwork) or not inner.network.scores_existence:
+            return [1] * len(sentences)
+        return self.coarse.steps(sentences, spacing_of(inputs)[self.spatial_dim])
+
+    def _passes(self, slices: Tensor, looks: Tensor, found: _Found) -> Iterator[Tensor]:
+        """Which prompt is asked for in which slice, bool (D, P): the first looks, then what they leave to search."""
+        yield looks
+        more = between_looks(slices, looks, found.scores)
+        if bool(looks[slices].all()):
+            return
+        pairs, done = len(slices) * looks.shape[1], int(looks.sum() + more.sum())
+        logger.info("%d of %d pairs of slice and prompt are computed; first looks rule the others out", done, pairs)
+        if bool(more.any()):
+            yield more
+
+    def _batches(self, volume: _Slices, network: Any, text: Any, asked: Tensor) -> Iterator[tuple[Tensor, Any]]:
         """Pairs of the indices of some slices and the network's `Prediction` for them."""
         device = next(network.parameters()).device
-        wanted = self._slices_to_compute(volume)
+        wanted = asked.any(1).nonzero()[:, 0]
         if not len(wanted):
             return
         group = getattr(getattr(network, "network", network) if isinstance(network, OnCanvas) else network, "group", 0)
-        first, cost = self._first_batch(volume, wanted[: group or 1], network, text, device)
+
+        def predict(image: Tensor, chosen: Tensor) -> Any:
+            more = {} if bool(asked[chosen].all()) else {"asked": asked[chosen]}
+            return network.predict(image, text, seed=self.seed, **more)
+
+        first, cost = self._first_batch(volume, wanted[: group or 1], network, len(text), predict, group)
         yield wanted[: group or 1], first
-        if cost > self.memory_gb * 1e9:
-            logger.warning(
-                "%s needs %.2f GB, more than memory_gb = %.2f allows%s",
-                f"a group of {group} slices" if group else "one slice",
-                *(cost / 1e9, self.memory_gb, '; precision "plain" takes one slice at a time' if group else ""),
-            )
         size = group or max(1, min(LARGEST_BATCH, int(self.memory_gb * 1e9 / max(cost, 1))))
         with _SliceProgress(len(wanted), len(wanted[: group or 1]), self.progress) as progress:
             for start in range(group or 1, len(wanted), size):
                 chosen = wanted[start : start + size]
-                yield chosen, network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed)
+                yield chosen, predict(self._stack(volume, chosen).to(device), chosen)
                 progress.done(len(chosen))
 
     def _slices_to_compute(self, volume: _Slices) -> Tensor:
@@ -209,15 +229,28 @@ class PromptedSliceInferer(SliceInferer):
         return seen.nonzero()[:, 0]
 
     def _first_batch(
-        self, volume: _Slices, chosen: Tensor, network: Any, text: Any, device: torch.device
+        self,
+        volume: _Slices,
+        chosen: Tensor,
+        network: Any,
+        prompts: int,
+        predict: Callable[[Tensor, Tensor], Any],
+        group: int,
     ) -> tuple[Any, int]:
         """The prediction for the first slices and the bytes it takes, measured once for a size and a prompt count."""
+        device = next(network.parameters()).device
         image = self._stack(volume, chosen).to(device)
-        key = (id(network), device, tuple(image.shape), len(text))
+        key = (id(network), device, tuple(image.shape), prompts)
         if key in self._bytes_per_slice:
-            return network.predict(image, text, seed=self.seed), self._bytes_per_slice[key]
-        found, cost = measure_peak(lambda: network.predict(image, text, seed=self.seed), device)
+            return predict(image, chosen), self._bytes_per_slice[key]
+        found, cost = measure_peak(lambda: predict(image, chosen), device)
         self._bytes_per_slice[key] = cost
+        if cost > self.memory_gb * 1e9:
+            logger.warning(
+                "%s needs %.2f GB, more than memory_gb = %.2f allows%s",
+                f"a group of {group} slices" if group else "one slice",
+                *(cost / 1e9, self.memory_gb, '; precision "plain" takes one slice at a time' if group else ""),
+            )
         return found, cost
 
     def _stack(self, volume: _Slices, chosen: Tensor) -> Tensor:
@@ -227,6 +260,40 @@ class PromptedSliceInferer(SliceInferer):
         offsets = range(-self.num_adjacent, self.num_adjacent + 1)
         near = torch.stack([(chosen + offset).clamp(0, len(volume) - 1) for offset in offsets], dim=1)
         return volume.windowed(near)
+
+
+@dataclass
+class _Found:
+    """What was found so far in D slices for P prompts.
+
+    Attributes:
+        logits: (D, P, H, W) float16; a slice lies in one piece of memory: it is computed, turned and saved by slices.
+        scores: probability that the object is there, (D, P) float32; 0 where it was not computed.
+        scored: whether the network scores it.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    scored: bool = False
+
+    @classmethod
+    def nothing(cls, volume: _Slices, prompts: int) -> _Found:
+        """Empty masks for a volume."""
+        shape = (len(volume), prompts, *volume.voxels.shape[1:])
+        logits = torch.full(shape, BLANK_LOGIT, dtype=torch.float16, device=volume.voxels.device)
+        return cls(logits, torch.zeros(shape[:2]))
+
+    def take(self, chosen: Tensor, asked: Tensor, logits: Tensor, probability: Tensor | None) -> None:
+        """Keep what was asked for in some slices: bool (n, P), logits (n, P, H, W) and probabilities (n, P)."""
+        part, p = asked.nonzero(as_tuple=True)
+        whole = bool(asked.all())
+        made = logits.to(self.logits.device, torch.float16)
+        if whole:
+            self.logits[chosen] = made
+        else:
+            self.logits[chosen[part], p] = made[part, p]
+        if probability is not None:
+            self.scores[chosen[part], p], self.scored = probability.float().cpu()[part, p], True
 
 
 class _Slices:

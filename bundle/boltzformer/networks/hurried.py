@@ -94,10 +94,27 @@ class HurriedNetwork(nn.Module):
         """As `BoltzFormer.decode`."""
         return self.network.decode(features, text, **settings)
 
-    def predict(self, image: Tensor, prompts: Sequence[str] | TextFeatures, seed: int | None = None) -> Prediction:
-        """As `BoltzFormer.predict`, in groups of slices."""
+    def predict(
+        self,
+        image: Tensor,
+        prompts: Sequence[str] | TextFeatures,
+        seed: int | None = None,
+        asked: Tensor | None = None,
+    ) -> Prediction:
+        """As `BoltzFormer.predict`, in groups of slices.
+
+        Args:
+            image: (B, C, H, W) in [0, 1].
+            prompts: P sentences, or their encoding.
+            seed: of the draw, instead of the network's.
+            asked: which prompt is asked for in which slice, bool (B, P); None asks for all. What is not asked for may
+                be 0 in the result.
+        """
         text = prompts if isinstance(prompts, TextFeatures) else self.encode_text(prompts)
-        parts = [self._predict_group(group, text, seed) for group in image.split(self.group)]
+        if asked is None:
+            asked = torch.ones(len(image), len(text), dtype=torch.bool)
+        groups = zip(image.split(self.group), asked.split(self.group), strict=True)
+        parts = [self._predict_group(group, text, seed, some.any(0).tolist()) for group, some in groups]
         existence = [part.existence for part in parts if part.existence is not None]
         return Prediction(torch.cat([part.logits for part in parts]), torch.cat(existence) if existence else None)
 
@@ -105,20 +122,22 @@ class HurriedNetwork(nn.Module):
         """The mask logits of `predict`, (B, P, H, W), float32."""
         return self.predict(image, prompts, seed).logits
 
-    def _predict_group(self, image: Tensor, text: TextFeatures, seed: int | None) -> Prediction:
+    def _predict_group(self, image: Tensor, text: TextFeatures, seed: int | None, asked: Sequence[bool]) -> Prediction:
         count = len(image)
+        size = (count, len(text), int(image.shape[-2]), int(image.shape[-1]))
+        logits = torch.zeros(size, device=image.device)
+        existence = torch.zeros(size[:2], device=image.device) if self.network.scores_existence else None
         if count < self.group:
             image = torch.cat((image, image[-1:].expand(self.group - count, -1, -1, -1)))
         features = self.encode_image(image)
-        logits, existence = [], []
-        for p in range(len(text)):
+        for p in (p for p, wanted in enumerate(asked) if wanted):
             repeated = _repeated(text[p : p + 1], self.group)
             found = self.network._decode(features, repeated, None, seed, keep_masks=False, keep_sets=False)
             masks = found.logits[:count].float()
-            logits.append(F.interpolate(masks, size=features.input_size, mode="bilinear", align_corners=False))
-            if found.existence is not None:
-                existence.append(found.existence[:count, None])
-        return Prediction(torch.cat(logits, 1), torch.cat(existence, 1) if existence else None)
+            logits[:, p : p + 1] = F.interpolate(masks, size=size[2:], mode="bilinear", align_corners=False)
+            if existence is not None and found.existence is not None:
+                existence[:, p] = found.existence[:count]
+        return Prediction(logits, existence)
 
     def _semantic_map(self, finest: Tensor) -> Tensor:
         return self.mask_features(finest).float()

@@ -1,0 +1,122 @@
+"""A first look every few millimetres: between two looks that find an object improbable, it is not searched for.
+
+The existence score would have emptied the slices between as well, unless the object is smaller than the distance of
+two looks. So the distance is chosen on validation, for the objects that were there (`boltzformer calibrate`), and
+stands in the checkpoint's recipe. A prompt for anything else, and one in words that the recipe does not know, is
+searched for in every slice.
+
+Example, looks every 4 slices, 10 slices, one prompt: slices 0, 4, 8 and 9 come first. If slice 4 alone finds the object
+probable, 1 to 3 and 5 to 7 are computed too; if none does, nothing is, and the mask is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from boltzformer.errors import InputError
+from boltzformer.inference.known_terms import core_of
+from boltzformer.recipe import Recipe
+
+IMPROBABLE = 0.1
+"""Calibrated probability below which a look finds an object improbable."""
+
+
+@dataclass(frozen=True)
+class CoarsePass:
+    """Which slices are looked at first.
+
+    Args:
+        distance_mm: largest distance of two looks; 0 looks everywhere at once.
+        wordings: what prompts must say, but for what surrounds the term (`known_terms.core_of`), in lower case.
+    """
+
+    distance_mm: float = 0.0
+    wordings: frozenset[str] = frozenset()
+
+    def steps(self, prompts: Sequence[str], spacing_mm: float) -> list[int]:
+        """Slices from one look to the next, for each prompt; 1 where every slice is looked at.
+
+        Args:
+            prompts: sentences.
+            spacing_mm: distance of neighbouring slices; NaN where it is not known.
+        """
+        step = int(self.distance_mm / spacing_mm + 1e-6) if spacing_mm > 0 else 1
+        return [max(1, step) if core_of(prompt).lower() in self.wordings else 1 for prompt in prompts]
+
+
+def coarse_pass_of(recipe: Recipe, distance_mm: float | None = None) -> CoarsePass:
+    """The coarse pass that a checkpoint's recipe allows.
+
+    Args:
+        recipe: of the checkpoint.
+        distance_mm: in place of the recipe's; 0 for none.
+
+    Raises:
+        InputError: a distance below 0, or one for a checkpoint without objects that it was measured for.
+    """
+    if distance_mm is not None and not 0 <= distance_mm <= 1000:
+        raise InputError(f"coarse_mm is {distance_mm}: give millimetres, or 0 to look at every slice.")
+    stated = recipe.content.get("coarse")
+    if stated is None:
+        if distance_mm:
+            raise InputError(
+                f"coarse_mm is {distance_mm}, but the checkpoint does not say for which objects a coarse pass loses "
+                "nothing: `boltzformer calibrate` measures that."
+            )
+        return CoarsePass()
+    wordings = {text for name in stated["objects"] for text in (name, *recipe.objects.get(name, ()))}
+    distance = stated["mm"] if distance_mm is None else distance_mm
+    return CoarsePass(float(distance), frozenset(core_of(text).lower() for text in wordings))
+
+
+def first_looks(slices: Tensor, steps: Sequence[int], depth: int) -> Tensor:
+    """Where each prompt is looked for first.
+
+    Args:
+        slices: indices of the slices that are not blank, rising, (n,).
+        steps: of `CoarsePass.steps`, P of them.
+        depth: slices of the volume.
+
+    Returns:
+        bool (depth, P).
+    """
+    looks = torch.zeros(depth, len(steps), dtype=torch.bool)
+    for run in _runs(slices):
+        for p, step in enumerate(steps):
+            looks[run[::step], p] = True
+            looks[run[-1], p] = True
+    return looks
+
+
+def between_looks(slices: Tensor, looks: Tensor, probability: Tensor) -> Tensor:
+    """Where each prompt is still to be searched for: between two looks of which one does not find it improbable.
+
+    Args:
+        slices: as for `first_looks`.
+        looks: where it was looked for, bool (depth, P).
+        probability: that the object is there, (depth, P), valid at the looks.
+
+    Returns:
+        bool (depth, P), False at the looks.
+    """
+    wanted = torch.zeros_like(looks)
+    for run in _runs(slices):
+        for p in range(looks.shape[1]):
+            seen = run[looks[run, p]].tolist()
+            for first, last in pairwise(seen):
+                if max(probability[first, p], probability[last, p]) >= IMPROBABLE:
+                    wanted[first + 1 : last, p] = True
+    return wanted
+
+
+def _runs(slices: Tensor) -> list[Tensor]:
+    """Neighbouring slices together; blank ones lie between two runs."""
+    if not len(slices):
+        return []
+    breaks = (slices.diff() > 1).nonzero()[:, 0] + 1
+    return list(slices.tensor_split(breaks))
