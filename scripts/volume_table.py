@@ -66,9 +66,9 @@ class Bar:
         return mark is None or (self.value >= mark if self.more_is_better else self.value <= mark)
 
 
-def shipped_segmenter(precision: Precision) -> Segmenter:
-    """The bundle's network and weights."""
-    segmenter = Segmenter.load(precision=precision, keep_logits=False)
+def shipped_segmenter(precision: Precision, **settings: Any) -> Segmenter:
+    """The bundle's network and weights, with keys of `inference.json`."""
+    segmenter = Segmenter.load(precision=precision, keep_logits=False, **settings)
     segmenter.inferer.progress = False
     return segmenter
 
@@ -111,13 +111,15 @@ def volume(
 
 
 def _whole_volumes(file: Path, folder: Path) -> list[VolumeRun]:
+    """By precision, with the recipe's coarse pass and without one, for some numbers of prompts."""
     runs = []
     for precision in _precisions():
-        segmenter = shipped_segmenter(precision)
-        _warm(segmenter)
-        for count in (1, 4, 10) if precision == "float32" else (1,):
-            name = f"{precision}, {count} prompt{'s' if count > 1 else ''}"
-            runs.append(run_volume(segmenter, file, PROMPTS[:count], name, folder))
+        for looks, settings in (("", {}), (", every slice", {"coarse_mm": 0.0})):
+            segmenter = shipped_segmenter(precision, **settings)
+            _warm(segmenter)
+            for count in (1, 4, 10) if precision == "float32" else (1,):
+                name = f"{precision}{looks}, {count} prompt{'s' if count > 1 else ''}"
+                runs.append(run_volume(segmenter, file, PROMPTS[:count], name, folder))
     return runs
 
 
@@ -128,14 +130,17 @@ def _paper_volume(file: Path, folder: Path) -> VolumeRun:
 
 
 def _bars_of_runs(runs: Sequence[VolumeRun], slices: int) -> list[Bar]:
-    one, many = runs[0], next(run for run in runs if "10 prompts" in run.name)
+    named = {run.name: run for run in runs}
     share = slices / 300 / 3  # of the bar for 512 px: the shipped network works at 256 px
-    bars = [
-        Bar("1 prompt, from file to mask", one.total, "s", 60 * share, 30 * share),
-        Bar("the same, memory of the whole process", one.resident_gb, "GB", 2.0, 1.5),
-        Bar("10 prompts, time of 1 prompt", many.total / one.total, "x", 2.0, 1.5),
-        Bar("time outside the network, 1 prompt", 100 * one.outside, "%", 15, 5),
-    ]
+    bars = []
+    for looks in ("", ", every slice"):
+        one, many = (named[f"float32{looks}, {prompts}"] for prompts in ("1 prompt", "10 prompts"))
+        bars += [
+            Bar(f"1 prompt{looks}, from file to mask", one.total, "s", 60 * share, 30 * share),
+            Bar("the same, memory of the whole process", one.resident_gb, "GB", 2.0, 1.5),
+            Bar(f"10 prompts{looks}, time of 1 prompt", many.total / one.total, "x", 2.0, 1.5),
+            Bar(f"time outside the network{looks}, 1 prompt", 100 * one.outside, "%", 15, 5),
+        ]
     paper = [run for run in runs if run.name.startswith("paper")]
     return bars + [
         Bar("paper's network, 1 prompt", run.total, "s", 5 * slices / 300, 2 * slices / 300) for run in paper

@@ -68,7 +68,7 @@ def test_benchmark_of_a_whole_volume(tmp_path, monkeypatch):
     overlay.write_text(json.dumps({**SMALL, "network_def#image_size": 64, "network_def#existence": False}))
     network = read_bundle(BUNDLE, [str(overlay)], {"checkpoint": None}).get_parsed_content("network_def").eval()
     network.requires_grad_(False)
-    monkeypatch.setattr(volume_table, "shipped_segmenter", lambda kind: segmenter_of(network, precision=kind))
+    monkeypatch.setattr(volume_table, "shipped_segmenter", lambda kind, **_: segmenter_of(network, precision=kind))
     monkeypatch.setattr(volume_table, "paper_network", lambda: network)
     arguments = ("--slices", 3, "--size", 64, "--sample", 2, "--repeats", 1, "--output", tmp_path / "volume.json")
     result = run(benchmark.volume, *arguments)
