@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from boltzformer.data.augmentation import move_slice
+from boltzformer.data.case_prompts import NO_VALUE
 from boltzformer.data.cases import load_cases
 from boltzformer.data.collate import collate_prompts
 from boltzformer.data.resident import Choice, Draws, Move, ResidentSlices, collate_choices, sampling_matrices
-from boltzformer.data.slice_dataset import NO_VALUE, Draw, SliceDataset
+from boltzformer.data.slice_dataset import Draw, SliceDataset
 from boltzformer.data.slice_transforms import ResizeSliced
 from boltzformer.errors import InputError
 from torch.nn import functional

@@ -14,7 +14,8 @@ import torch
 from boltzformer.apps.bundle_config import read_bundle
 from boltzformer.apps.experiment_plan import Run, Table
 from boltzformer.apps.experiment_runs import ROWS, is_finished
-from boltzformer.data.slice_dataset import SliceDataset, case_name
+from boltzformer.data.case_prompts import case_name
+from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.errors import InputError
 from boltzformer.inference.mask_figure import ComparedSlice, mask_figure
 from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice

@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 
 from boltzformer.data.augmentation import shift_in, shifts_of
 from boltzformer.data.canvas import canvas_of, check_pixel_sizes
-from boltzformer.data.slice_dataset import NO_VALUE, Draw, SliceDataset, known_spacing
+from boltzformer.data.case_prompts import NO_VALUE
+from boltzformer.data.slice_dataset import Draw, SliceDataset, known_spacing
 from boltzformer.data.slice_transforms import harden_box, height_and_width
 from boltzformer.data.windows import apply_window
 from boltzformer.errors import InputError

@@ -13,16 +13,13 @@ from monai.transforms import Randomizable
 from torch.utils.data import Dataset
 
 from boltzformer.data.cached_volume import CachedVolume
+from boltzformer.data.case_prompts import NO_VALUE, CasePrompts, case_name, complete_case
 from boltzformer.data.examples import NegativePool, positives, without_objects
 from boltzformer.data.prompts import Prompt
 from boltzformer.data.slice_cache import build_cache
 from boltzformer.data.windows import IntensityWindow, apply_window
 from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
-from boltzformer.json_file import read_json
-
-NO_VALUE = -1
-"""In place of a label value: what is foreign has none."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.prompts_per_slice = int(prompts_per_slice)
         self.foreign_share = float(foreign_share)
         self.negative_share = float(negative_share)
-        self.data = [_complete(case, unnamed or (), modality) for case in data]
+        self.data = [complete_case(case, unnamed or (), modality) for case in data]
         self.wordings = wordings or WordingBook()
         self.num_adjacent = int(num_adjacent)
         self.training = training
@@ -149,8 +146,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.seed = int(seed)
         self.axis = int(axis)
         window = window if isinstance(window, IntensityWindow) else IntensityWindow(window)
-        self._wordings = [_wordings(case, self.wordings) for case in self.data]
-        self._foreign = _foreign(self.data, self._wordings, foreign_prompts) if foreign_share else {}
+        self._prompts = CasePrompts(self.data, self.wordings, (foreign_prompts or ()) if foreign_share else None)
         self.volumes: list[CachedVolume] = build_cache(self.data, cache_dir, axis, num_workers, progress)
         self.limits = [_limits(case, v, window) for case, v in zip(self.data, self.volumes, strict=True)]
         self.examples = positives(self.volumes, min_area)
@@ -216,10 +212,13 @@ class SliceDataset(Dataset[dict[str, Any]]):
         several = self.prompts_per_slice > 1
         values = self._draw_objects(index, number, position) if several else [value]
         rng = self._rng(index, stream=1)
-        texts = self._draw_wordings(number, values, rng)
+        if self.training:
+            texts = self._prompts.draw(number, values, rng)
+        else:
+            texts = [self._prompts.first(number, value) for value in values]
         negative = not several and index >= len(self.examples)
         if negative and self.foreign_share and rng.random() < self.foreign_share:
-            values, texts = [NO_VALUE], [self._foreign_wording(number, rng)]
+            values, texts = [NO_VALUE], [self._prompts.draw_foreign(number, rng)]
         names = ["foreign" if v == NO_VALUE else str(case["objects"][v]) for v in values]
         return Draw(number, position, tuple(values), tuple(texts), tuple(names)), rng
 
@@ -276,25 +275,6 @@ class SliceDataset(Dataset[dict[str, Any]]):
         there = np.resize(rng.permutation(present), self.prompts_per_slice - len(negatives))  # goes round
         return [int(value) for value in (*there, *negatives)]
 
-    def _draw_wordings(self, number: int, values: Sequence[int], rng: np.random.Generator) -> list[str]:
-        """A wording for each label value; in training at random, and another one where a value comes again."""
-        texts: list[str] = []
-        for place, value in enumerate(values):
-            if value == NO_VALUE:
-                texts.append(self._foreign_wording(number, rng))
-                continue
-            wordings = self._wordings[number][value]
-            if self.training:
-                unused = [wording for wording in wordings if wording not in texts[:place]] or wordings
-                texts.append(unused[int(rng.integers(len(unused)))])
-            else:
-                texts.append(wordings[0])
-        return texts
-
-    def _foreign_wording(self, number: int, rng: np.random.Generator) -> str:
-        foreign = self._foreign[self.data[number]["dataset"]]
-        return foreign[int(rng.integers(len(foreign)))]
-
     def counts(self) -> dict[str, int]:
         """Count the positive examples of each object, over all cases."""
         return {name: len(shares) for name, shares in self._shares().items()}
@@ -345,64 +325,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
         return np.concatenate([inside[:1]] * before + [inside] + [inside[-1:]] * behind)
 
 
-def _complete(case: Mapping[str, Any], unnamed: Sequence[Prompt], modality: str) -> dict[str, Any]:
-    if not case.get("objects") and unnamed:
-        numbered = list(enumerate(unnamed, start=1))
-        case = {
-            **case,
-            "objects": {value: prompt.name.replace("_", " ") for value, prompt in numbered},
-            "prompts": {value: [prompt.text] for value, prompt in numbered},
-        }
-    if not case.get("objects"):
-        raise InputError(
-            f"{case.get('image', case)}: the case names no `objects`; read the datalist with `load_cases`, "
-            "or add "
-            "a map from label values to names."
-        )
-    defaults = {"dataset": "", "patient": case_name(case), "body_part": ""}
-    objects = {int(value): name for value, name in case["objects"].items()}
-    return {**defaults, **case, "objects": objects, "modality": case.get("modality") or modality}
-
-
 def known_spacing(case: Mapping[str, Any], volume: CachedVolume) -> tuple[float, float]:
     """Mm along H and W; NaN where the case says that its spacing is not known."""
     unknown = (float("nan"), float("nan"))
     return volume.spacing[1:] if case.get("spacing_known", True) else unknown
-
-
-def case_name(case: Mapping[str, Any]) -> str:
-    """Give the image's file name without its ending, as items and result files name a case."""
-    return Path(case["image"]).name.removesuffix(".gz").removesuffix(".nii")
-
-
-def _wordings(case: Mapping[str, Any], book: WordingBook) -> dict[int, list[str]]:
-    listed = {value: book.for_case(case, value) for value in case["objects"]}
-    owner: dict[str, int] = {}
-    for value, wordings in listed.items():
-        for wording in wordings:
-            if owner.setdefault(wording.lower(), value) != value:
-                names = f"'{case['objects'][owner[wording.lower()]]}' and '{case['objects'][value]}'"
-                raise InputError(f"{case['image']}: the prompt '{wording}' stands for both {names}; reword one.")
-    return listed
-
-
-def _foreign(
-    cases: Sequence[Mapping[str, Any]],
-    wordings: Sequence[Mapping[int, list[str]]],
-    prompts: Sequence[str] | str | Path | None,
-) -> dict[str, list[str]]:
-    """For each dataset what is foreign to it: the given sentences, and the wordings of other datasets' objects."""
-    listed = read_json(prompts, "list of foreign prompts") if isinstance(prompts, str | Path) else list(prompts or [])
-    if not isinstance(listed, list) or not all(isinstance(text, str) and text.strip() for text in listed):
-        raise InputError(f"foreign_prompts: expected a list of sentences, found {prompts!r}.")
-    own: dict[str, set[str]] = {}
-    for case, texts in zip(cases, wordings, strict=True):
-        own.setdefault(case["dataset"], set()).update(text for some in texts.values() for text in some)
-    known = set(listed).union(*own.values())
-    found = {name: sorted(known - texts) for name, texts in own.items()}
-    if not all(found.values()):
-        raise InputError("foreign_share is above 0, but nothing is foreign: give foreign_prompts, or a second dataset.")
-    return found
 
 
 def _limits(case: Mapping[str, Any], volume: CachedVolume, window: IntensityWindow) -> tuple[float, float]:

@@ -31,7 +31,7 @@ from monai.transforms import (
 )
 from torch import Tensor, nn
 
-from boltzformer.data.slice_dataset import case_name
+from boltzformer.data.case_prompts import case_name
 from boltzformer.training.closed_set_plan import (
     IGNORED,
     ClosedSetPlan,
