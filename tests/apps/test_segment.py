@@ -53,6 +53,8 @@ def test_masks_are_those_of_the_bundles_config_bit_for_bit(segment, scans, weigh
         ours, theirs = load(tmp_path / "out" / name), load(tmp_path / "config" / name)
         assert np.array_equal(ours, theirs), name
     assert any(load(tmp_path / "out" / name).any() for name in names)
+    for name in ("a.png", "b.png"):  # the contact sheets too, which nobody asked for
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "config" / name).read_bytes()
 
 
 def test_a_line_for_each_case_and_prompt_tells_what_was_found(segment, scans, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,12 @@ import pytest
 import SimpleITK as sitk
 from boltzformer.errors import InputError
 from boltzformer.inference import formats
+from boltzformer.inference.contact_sheet import MOST_TILES, contact_sheet
 from boltzformer.inference.formats import output_formats, save_as
+from boltzformer.volumes.grids import turn_to_ras
 from boltzformer.volumes.segmented import Algorithm, Segment, SegmentedVolume, color_of
 from boltzformer.volumes.volume import Volume
+from boltzformer.volumes.write import is_ours
 
 from tests.support import body
 from tests.volumes.small_series import random_masks, segmented, straight, write_small_series
@@ -82,20 +86,55 @@ def test_seg_nrrd_holds_masks_names_colours_and_grid(tmp_path, overlapping):
         assert np.allclose(point, (OBLIQUE @ [3, 4, 5, 1])[:3], atol=1e-3)
 
 
-def test_a_png_shows_the_slice_with_most_of_the_object_in_its_colour(tmp_path):
-    paths = save_as(result(apart(), ["a $\\frac$ nodule", "b", "nothing"], np.diag([1.0, 1, 3, 1])), "png", tmp_path)
-    assert [path.name for path in paths] == ["s0.png", "s1.png", "s2.png"]
+def test_the_png_shows_the_slice_with_most_of_each_object_in_its_colour(tmp_path):
+    made = result(apart(), ["a $\\frac$ nodule", "肺结节", "nothing"], np.diag([1.0, 1, 3, 1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # letters that the font lacks, and `$`, are no one's trouble
+        (path,) = save_as(made, "png", tmp_path)
+    assert path.name == "case.png"
+    assert is_ours(path)
+    picture = matplotlib.image.imread(path)[..., :3] * 255
 
-    def colored(path: Path, index: int) -> np.ndarray:
-        picture = matplotlib.image.imread(path)[..., :3] * 255
+    def outline(index: int) -> np.ndarray:
+        """Places of a colour below the captions, which have it too."""
         return np.argwhere(np.abs(picture - color_of(index)).max(axis=-1) < 12)
 
-    drawn = [colored(path, k) for k, path in enumerate(paths)]
-    assert len(drawn[0]) > 50
-    assert len(drawn[1]) > 50
+    drawn = [outline(k) for k in range(3)]
+    assert min(len(drawn[0]), len(drawn[1])) > 50
     assert len(drawn[2]) == 0
-    # the affine says that the first axis runs to the patient's right, which radiologists see on the left
-    assert drawn[0][:, 1].mean() > drawn[1][:, 1].mean() + 50
+    # a row of two tiles: each object in its own
+    middle = picture.shape[1] / 2
+    assert drawn[0][:, 1].max() < middle < drawn[1][:, 1].min()
+
+
+@pytest.mark.parametrize("affine", [np.diag([1.0, 1, 3, 1]), np.diag([-1.0, -1, 3, 1]), OBLIQUE])
+def test_the_png_shows_the_patients_right_on_the_left(affine):
+    mask = np.zeros((40, 30, 4), np.uint8)
+    mask[slice(0, 10) if affine[0, 0] < 0 else slice(30, 40), 10:20, 2] = 1  # on the patient's right
+    image, turned = turn_to_ras(body(mask.shape), affine)
+    mask = turn_to_ras(mask, affine)[0]
+    figure = contact_sheet(image, [mask], nib.affines.voxel_sizes(turned), (0, 100), ["object"], "case")
+    (axes,) = figure.axes
+    (edges,) = axes.collections
+    x = np.concatenate(edges.get_segments())[:, 0]
+    shown = axes.transData.transform(np.stack([x, np.zeros_like(x)], axis=1))[:, 0]
+    box = axes.get_window_extent()
+    assert shown.mean() < (box.x0 + box.x1) / 2
+    assert "slice 3 of 4" in figure.texts[-1].get_text()
+
+
+def test_the_png_shows_a_small_object_closer_and_says_what_it_leaves_out():
+    masks = np.zeros((MOST_TILES + 3, 60, 60, 3), np.uint8)
+    masks[-1, 20:24, 30:34, 1] = 1
+    prompts = [f"object {k}" for k in range(len(masks))]
+    figure = contact_sheet(np.full((60, 60, 3), 50.0), list(masks), (2.0, 2.0, 3.0), (0, 100), prompts, "case")
+    assert len(figure.axes) == MOST_TILES  # the found one is the last prompt, and has a tile
+    texts = [text.get_text() for text in figure.texts]
+    assert any(f"object {MOST_TILES + 2}\n0.192 ml, slice 2 of 3" in text for text in texts)
+    assert "and 3 prompts more" in texts[0]
+    assert sum(len(axes.child_axes) for axes in figure.axes) == 1
+    (inset,) = next(axes.child_axes for axes in figure.axes if axes.child_axes)
+    assert sorted(inset.get_xlim()) == [28.0, 60.0]  # the object's 8 mm with 12 mm around
 
 
 def test_summary_tells_findings_and_no_folder(tmp_path):

@@ -42,9 +42,11 @@ def scans(tmp_path):
 def test_folder_gives_masks_maps_and_notes(infer, scans, segmenter):
     out = infer(scans, probability=True, seed=0)
     assert sorted(p.name for p in out.iterdir() if p.is_file()) == [
-        *(f"{n}.{s}" for n in "abc" for s in ("json", "nii.gz")),
+        *(f"{n}.{s}" for n in "abc" for s in ("json", "nii.gz", "png")),
         "manifest.json",
     ]
+    account = json.loads((out / "manifest.json").read_text())["entries"]
+    assert all(f"{entry['name']}.png" in [file["path"] for file in entry["outputs"]] for entry in account)
     notes = json.loads((out / "b.json").read_text())
     assert [(entry["label"], entry["name"], entry["prompt"]) for entry in notes["labels"]] == [
         (1, "one", "nodule"),
@@ -64,6 +66,18 @@ def test_folder_gives_masks_maps_and_notes(infer, scans, segmenter):
         probability = np.asarray(nib.load(out / "b" / f"{entry['name']}_probability.nii.gz").dataobj)
         assert np.array_equal(probability >= 0.5, saved == 1)
         assert np.all(saved[label_map == entry["label"]] == 1)
+
+
+def test_pictures_can_be_left_out_and_replace_no_one_elses(infer, scans, tmp_path):
+    foreign = tmp_path / "out" / "b.png"
+    foreign.parent.mkdir()
+    foreign.write_bytes(b"\x89PNG a holiday")
+    with raises_input_error(r"b\.png: is there already and was not written by this program"):
+        infer(scans)
+    assert sorted(path.name for path in foreign.parent.iterdir()) == ["b.png"]  # known before the first volume
+    infer(scans, overlay_png=False)
+    assert [path.name for path in foreign.parent.glob("*.png")] == ["b.png"]
+    assert foreign.read_bytes() == b"\x89PNG a holiday"
 
 
 def test_one_bad_volume_does_not_stop_the_others(infer, scans, tmp_path, caplog):

@@ -10,7 +10,8 @@ from boltzformer.errors import InputError
 from boltzformer.inference.ensemble import SeededDecodings
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
-from boltzformer.inference.slice_inferer import BLANK_LOGIT, PromptedSliceInferer, _SliceProgress
+from boltzformer.inference.slice_inferer import BLANK_LOGIT, PromptedSliceInferer
+from boltzformer.inference.slice_progress import SliceProgress
 from boltzformer.networks.hurried import HurriedNetwork
 from monai.data import MetaTensor, list_data_collate
 
@@ -183,7 +184,7 @@ def test_prompts_of_a_file_and_of_a_call(volume, network):
 
 
 def test_progress_is_logged_where_there_is_no_terminal(volume, network, caplog, monkeypatch):
-    monkeypatch.setattr(_SliceProgress, "INTERVAL", 0.0)
+    monkeypatch.setattr(SliceProgress, "INTERVAL", 0.0)
     with caplog.at_level("INFO"):
         PromptedSliceInferer("aorta", memory_gb=1e-9, precision="plain")(volume, network)
     lines = [line for line in caplog.messages if line.startswith("slice ")]

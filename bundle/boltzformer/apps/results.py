@@ -31,5 +31,6 @@ def as_segmented(result: Segmentation, case: str, algorithm: Algorithm) -> tuple
         label_map=result.label_map,
         findings=tuple(finding.as_dict() for finding in findings),
         computation=result.computation,
+        window=result.window,
     )
     return made, findings

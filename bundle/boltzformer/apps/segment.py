@@ -28,6 +28,7 @@ from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
 
 SOME_FAILED = 1
+DEFAULT_FORMATS = ("nifti", "png")
 
 
 def main(
@@ -44,7 +45,9 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("segmentation"),
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", "-f", help="nifti, seg.nrrd, dicom-seg, rtstruct, png, json; may be repeated."),
+        typer.Option(
+            "--format", "-f", help="nifti, seg.nrrd, dicom-seg, rtstruct, png, json; repeatable; else nifti and png."
+        ),
     ] = None,
     prompt_list: Annotated[Path | None, typer.Option(help="JSON or CSV with prompts, in place of PROMPT...")] = None,
     weights: Annotated[Path | None, typer.Option(help="Checkpoint; the bundle's models/model.pt by default.")] = None,
@@ -120,7 +123,7 @@ def _wanted(prompts: list[str], prompt_list: Path | None) -> list[Prompt]:
 
 
 def _chosen_formats(names: list[str] | None) -> tuple[str, ...]:
-    chosen = tuple(dict.fromkeys(names or ["nifti"]))
+    chosen = tuple(dict.fromkeys(names or DEFAULT_FORMATS))
     for name in chosen:
         if name not in output_formats():
             raise InputError(f"--format {name}: is not known; choose among {', '.join(output_formats())}.")

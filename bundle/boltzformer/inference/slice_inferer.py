@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -14,7 +12,6 @@ from monai.data import MetaTensor
 from monai.inferers import SliceInferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from boltzformer.data.canvas import check_pixel_sizes
 from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
@@ -25,6 +22,7 @@ from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, between_looks, 
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.precision import Precision, check_precision, computation_of, hurried
+from boltzformer.inference.slice_progress import SliceProgress
 from boltzformer.networks.hurried import HurriedNetwork
 
 logger = logging.getLogger(__name__)
@@ -207,7 +205,7 @@ class PromptedSliceInferer(SliceInferer):
         first, cost = self._first_batch(volume, wanted[: group or 1], network, len(text), predict, group)
         yield wanted[: group or 1], first
         size = group or max(1, min(LARGEST_BATCH, int(self.memory_gb * 1e9 / max(cost, 1))))
-        with _SliceProgress(len(wanted), len(wanted[: group or 1]), self.progress) as progress:
+        with SliceProgress(len(wanted), len(wanted[: group or 1]), self.progress) as progress:
             for start in range(group or 1, len(wanted), size):
                 chosen = wanted[start : start + size]
                 yield chosen, predict(self._stack(volume, chosen).to(device), chosen)
@@ -330,35 +328,6 @@ class _Slices:
             )
         # by the very arithmetic of the window
         return (highest if self.limits is None else apply_window(highest, *self.limits)) > 0
-
-
-class _SliceProgress:
-    """A bar on a terminal; in a log file a line each half minute."""
-
-    INTERVAL = 30.0
-
-    def __init__(self, total: int, done: int, shown: bool) -> None:
-        self.total, self.before, self.count = total, done, done
-        self.shown = shown
-        self.bar: Any = tqdm(total=total, initial=done, unit="slice", leave=False, disable=None if shown else True)
-        self.began = self.last_line = time.perf_counter()
-
-    def __enter__(self) -> _SliceProgress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-    def done(self, slices: int) -> None:
-        """Say that so many more slices of the volume are done."""
-        now = time.perf_counter()
-        self.count += slices
-        if self.shown and self.bar.disable and now - self.last_line >= self.INTERVAL:
-            self.last_line = now
-            each = (now - self.began) / (self.count - self.before)  # the first were computed before the clock started
-            left = timedelta(seconds=round(each * (self.total - self.count)))
-            logger.info("slice %d/%d, %.2f s a slice, volume ends in %s", self.count, self.total, each, left)
-        self.bar.update(slices)
 
 
 def prompt_sentences(prompt: str | Prompt | Sequence[str | Prompt] | None, default: str | None = None) -> list[str]:

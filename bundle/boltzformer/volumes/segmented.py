@@ -59,6 +59,7 @@ class SegmentedVolume:
         label_map: (X, Y, Z) uint8, i + 1 where segment i is the surest; None where it is not at hand.
         findings: for each segment what was measured of it, in the order of `segments`; may be empty.
         computation: in which precision and how the masks were computed; empty where that is not known.
+        window: the two intensities between which the network saw the volume; None where that is not known.
     """
 
     case: str
@@ -69,6 +70,7 @@ class SegmentedVolume:
     label_map: np.ndarray | None = None
     findings: tuple[Mapping[str, Any], ...] = ()
     computation: str = ""
+    window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.masks.shape != (len(self.segments), *self.volume.voxels.shape):

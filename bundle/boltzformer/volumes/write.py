@@ -30,6 +30,7 @@ GRID_FIELDS = (
 )
 _MM = 2  # NIfTI's code
 _LONGEST_AXIS = 32767  # of NIfTI-1
+_PNG_HEAD = 1024  # bytes in which a PNG's notes stand, before its pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,8 +150,11 @@ def write_notes(content: Mapping[str, Any], path: Path, protected: Iterable[Path
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a NIfTI or JSON file was written by this module."""
+    """Whether a NIfTI, JSON or PNG file was written by this program."""
     try:
+        if path.name.lower().endswith(".png"):
+            with path.open("rb") as file:
+                return b"tEXtSoftware\0" + MADE_BY.encode() in file.read(_PNG_HEAD)
         if path.name.lower().endswith(".json"):
             content = json.loads(path.read_text(encoding="utf-8"))
             return isinstance(content, dict) and content.get("made_by") == MADE_BY
