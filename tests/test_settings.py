@@ -83,6 +83,15 @@ def test_an_overlay_may_add_what_it_refers_to(tmp_path):
         check_run([CONFIGS / "train.json", lost], [])
 
 
+def test_an_overlay_may_exchange_a_component_and_set_the_new_ones_arguments(tmp_path):
+    rule = "network_def#attention"
+    own = {f"{rule}#_target_": "boltzformer.networks.attention.rules.Threshold", f"{rule}#value": 0.6}
+    check_run([CONFIGS / "train.json", write_json(tmp_path / "own.json", own)], [f"{rule}#value"])
+    lost = write_json(tmp_path / "lost.json", {**own, f"{rule}#valeu": 0.6})
+    with pytest.raises(InputError, match=r"lost.json: network_def#attention#valeu: .*did you mean 'value'"):
+        check_run([CONFIGS / "train.json", lost], [])
+
+
 def test_the_command_line_of_monai(tmp_path):
     overlay = write_json(tmp_path / "small.json", SMALL_NETWORK)
     files = ["--config_file", f"['{CONFIGS / 'train.json'}','{overlay}']"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import inspect
 import json
@@ -103,9 +104,19 @@ def check_run(files: Sequence[str | Path], keys: Iterable[str], source: str = "-
         if number:
             content = ConfigParser.load_config_file(file)  # by itself, its keys not yet taken apart
             added = set(_REFERENCE.findall(json.dumps(content)))
-            check_keys(config, content, f"{file}: ", also=_shipped_keys() | added)
+            check_keys(_retargeted(config, content), content, f"{file}: ", also=_shipped_keys() | added)
         config = _read(files[: number + 1])
     check_keys(config, keys, source, also=_shipped_keys())
+
+
+def _retargeted(config: Mapping[str, Any], overlay: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A config whose components are those of an overlay, so that the overlay's keys are arguments of these."""
+    targets = {key: value for key, value in overlay.items() if _DOWN.split(key)[-1] == "_target_"}
+    if not targets:
+        return config
+    parser = ConfigParser(copy.deepcopy(dict(config)))
+    parser.update(targets)
+    return parser.get()
 
 
 def check_command_line(arguments: Sequence[str] | None = None) -> None:

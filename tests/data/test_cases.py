@@ -94,6 +94,7 @@ def test_several_datasets_are_joined(write_datalist, tmp_path):
     ("content", "message"),
     [
         ({"labels": {"1": "a"}}, "no `training` list"),
+        ({"labels": {"1": "a"}, "test": [_item("a")]}, "score its `test` list with --section test"),
         (_decathlon([]), "cannot be split"),
         (_decathlon([], validation=[_item("v")]), "training list is empty"),
         (_decathlon([_item("a")]), "cannot be split"),

@@ -137,7 +137,9 @@ def _section_cases(
 ) -> list[Case]:
     items = content.get(section)
     if items is None and section == "training":
-        raise InputError(f"{path}: has no `training` list; list items with `image` and `label` there.")
+        there = next((name for name in ("test", "validation") if content.get(name)), "")
+        score = f", or score its `{there}` list with --section {there}" if there else ""
+        raise InputError(f"{path}: has no `training` list; list items with `image` and `label` there{score}.")
     if not isinstance(items or [], list):
         raise InputError(f"{path}: `{section}` must be a list, found {type(items).__name__}.")
     if needs_label is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -234,7 +234,7 @@ def _write_header(figure: Figure, size: _Span, title: str, limits: tuple[float, 
     missing = f"   and {left_out} prompts more" if left_out else ""
     letters = int(size[0] * 6)
     short = title if len(title) <= letters else title[: letters - 1] + "…"
-    style = {"va": "center", "parse_math": False}
+    style: dict[str, Any] = {"va": "center", "parse_math": False}
     figure.text(GAP_INCHES / size[0], y, short + missing, color="white", fontsize=11, **style)
     window = f"window {limits[0]:.5g} to {limits[1]:.5g}"
     figure.text(1 - GAP_INCHES / size[0], y, window, color="#a0a0a0", fontsize=8, ha="right", **style)
