@@ -115,3 +115,15 @@ def test_the_examples_of_the_data_page_are_read(example_files):
         assert validation[0]["annotated"] == [1]
     prompts = read_prompt_list(folder / ("prompts.json" if kind == "ct" else "prompts.csv"))
     assert [prompt.name for prompt in prompts] == {"ct": ["nodule", "aorta"], "mr": ["lesion", "left"]}[kind]
+
+
+def test_every_command_names_its_output_folder_alike():
+    found = {
+        name: option.opts
+        for name, one in get_command(cli.app).commands.items()  # type: ignore[attr-defined]
+        for option in one.params
+        if option.name in ("output_dir", "output") and option.param_type_name == "option"
+    }
+    assert {"segment", "train", "evaluate", "trace", "statistics", "evaluate-bundle"} <= set(found)
+    alike = ["--output-dir", "--output", "-o"]
+    assert {name: opts for name, opts in found.items() if opts != alike} == {"calibrate": ["--output"]}  # a JSON file

@@ -12,6 +12,8 @@ from boltzformer.error_report import find_input_error
 
 MISTAKE = 2
 INTERRUPTED = 130
+OUTPUT_DIR = ("--output-dir", "--output", "-o")
+"""Names of the option for an output folder: the same in every command."""
 
 
 def print_error(message: object) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from boltzformer.apps.bundle_config import read_bundle
-from boltzformer.apps.console import one_line_errors, print_error
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors, print_error
 from boltzformer.apps.trace import choose_examples
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
@@ -96,7 +96,8 @@ def draw(folder: Path, folders: dict[str, Any]) -> Path:
 
 def main(
     output_dir: Annotated[
-        Path, typer.Option(help="Folder of data, weights, masks and report; an earlier demo there is replaced.")
+        Path,
+        typer.Option(*OUTPUT_DIR, help="Folder of data, weights, masks and report; an earlier demo there is replaced."),
     ] = Path("demo_output"),
 ) -> None:
     """Segment a real CT with the shipped weights; then train a small network on phantoms: minutes on a CPU."""

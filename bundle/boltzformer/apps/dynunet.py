@@ -11,7 +11,7 @@ import torch
 import typer
 from monai.utils import set_determinism
 
-from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
 from boltzformer.apps.evaluate_predictions import find_cases
 from boltzformer.apps.scoring import end, score
 from boltzformer.data.cases import load_cases
@@ -26,7 +26,7 @@ from boltzformer.weights import save_atomically
 
 def main(
     dataset: Annotated[Path, typer.Argument(help="Folder in Decathlon layout; all its objects are learned at once.")],
-    output_dir: Annotated[Path, typer.Option(help="Folder for weights, predictions and the evaluation.")],
+    output_dir: Annotated[Path, typer.Option(*OUTPUT_DIR, help="Folder for weights, predictions and the evaluation.")],
     minutes: Annotated[float, typer.Option(help="Of training; reading the volumes comes before.")] = 60.0,
     section: Annotated[str, typer.Option(help="List that is scored: validation or test.")] = "validation",
     patch: Annotated[tuple[int, int, int], typer.Option(help="Voxels of a patch along x, y, z.")] = (96, 96, 48),

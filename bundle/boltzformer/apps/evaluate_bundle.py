@@ -13,7 +13,7 @@ import typer
 from rich.progress import Progress
 
 from boltzformer.apps.bundle_config import read_bundle
-from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
 from boltzformer.apps.scoring import end, score, settings_as_input
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.cases import load_cases
@@ -32,7 +32,9 @@ from boltzformer.volumes.write import Grid
 
 
 def main(
-    output_dir: Annotated[Path, typer.Option(help="Folder for predictions, report.html, summary.json and CSV files.")],
+    output_dir: Annotated[
+        Path, typer.Option(*OUTPUT_DIR, help="Folder for predictions, report.html, summary.json and CSV files.")
+    ],
     dataset_dir: Annotated[
         Path | None, typer.Option(help="Folder with dataset.json; without one, phantom volumes are made.")
     ] = None,

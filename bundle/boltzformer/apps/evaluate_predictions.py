@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
 from boltzformer.apps.scoring import end, score, settings_as_input
 from boltzformer.data.cases import load_cases
 from boltzformer.data.datalist import read_item
@@ -27,7 +27,9 @@ def main(
     labels: Annotated[
         Path, typer.Argument(help="Folder with dataset.json (or a datalist JSON), or a folder of label maps.")
     ],
-    output_dir: Annotated[Path, typer.Option(help="Folder for report.html, summary.json and the CSV files.")],
+    output_dir: Annotated[
+        Path, typer.Option(*OUTPUT_DIR, help="Folder for report.html, summary.json and the CSV files.")
+    ],
     section: Annotated[
         str, typer.Option(help="training, validation, test, or all (training and validation).")
     ] = "validation",

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
 from boltzformer.apps.evaluate_predictions import find_cases
 from boltzformer.apps.scoring import end, score
 from boltzformer.data.nnunet_export import ENDING, export_dataset, number_back, read_back
@@ -111,7 +111,9 @@ def predict(
 @app.command("score")
 def score_command(
     work: Work,
-    output_dir: Annotated[Path, typer.Option(help="Folder for report.html, summary.json and the CSV files.")],
+    output_dir: Annotated[
+        Path, typer.Option(*OUTPUT_DIR, help="Folder for report.html, summary.json and the CSV files.")
+    ],
     number: Number = 1,
     section: Section = "test",
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from boltzformer.apps import evaluate_bundle, runs
-from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
 from boltzformer.apps.release import shipped_weights, weights_checksum
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.cases import load_cases
@@ -51,7 +51,7 @@ app = typer.Typer(
 )
 
 Dataset = Annotated[Path, typer.Argument(help="Folder in Decathlon layout, or a datalist JSON.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of derived data, evaluations and proof.json.")]
+Output = Annotated[Path, typer.Option(*OUTPUT_DIR, help="Folder of derived data, evaluations and proof.json.")]
 Weights = Annotated[Path | None, typer.Option(help="Checkpoint; the bundle's by default.")]
 Section = Annotated[str, typer.Option(help="training, validation or test.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first cases.")]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from monai.bundle import run
 
-from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
 from boltzformer.apps.release import shipped_weights
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
@@ -18,7 +18,7 @@ from boltzformer.settings import check_run
 _EVALUATED = ("$", "@", "%")
 
 Dataset = Annotated[Path, typer.Argument(help="Folder in Decathlon layout, or a datalist JSON.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the run: checkpoints, log, curves.")]
+Output = Annotated[Path, typer.Option(*OUTPUT_DIR, help="Folder of the run: checkpoints, log, curves.")]
 Overlay = Annotated[list[str] | None, typer.Option(help="Config on top, such as network/tiny.json; repeatable.")]
 Setting = Annotated[
     list[str] | None, typer.Option("--set", help="key=value of the config, such as max_epochs=5; repeatable.")

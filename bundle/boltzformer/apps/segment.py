@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from boltzformer.apps.batch import FAILED, SKIPPED, CaseResult, Request, run_batch
-from boltzformer.apps.console import one_line_errors, print_error
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors, print_error
 from boltzformer.apps.findings import Finding
 from boltzformer.apps.release import NAME, bundle_version, shipped_weights, weights_checksum
 from boltzformer.bundle_folder import bundle_folder
@@ -42,7 +42,7 @@ def main(
     prompts: Annotated[
         list[str] | None, typer.Argument(metavar="PROMPT...", help='What to look for: "left parotid gland".')
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("segmentation"),
+    output: Annotated[Path, typer.Option(*OUTPUT_DIR, help="Folder of the results.")] = Path("segmentation"),
     formats: Annotated[
         list[str] | None,
         typer.Option(

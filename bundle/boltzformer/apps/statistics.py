@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from boltzformer.apps.console import one_line_errors, print_error
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors, print_error
 from boltzformer.data.cases import load_cases
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
@@ -23,7 +23,9 @@ from boltzformer.volumes.checks import read_volume
 def main(
     dataset_dir: Annotated[Path, typer.Argument(help="Folder with dataset.json, or a datalist JSON.")],
     section: Annotated[str, typer.Option(help="training, validation, test, or all that are labelled.")] = "all",
-    output_dir: Annotated[Path | None, typer.Option(help="Folder for statistics.csv and statistics.json.")] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(*OUTPUT_DIR, help="Folder for statistics.csv and statistics.json.")
+    ] = None,
     axis: Annotated[int, typer.Option(min=0, max=2, help="Slices along this axis in RAS; 2 is axial.")] = 2,
     published: Annotated[
         Path | None, typer.Option(help='Figures to put beside: {"dataset": {"object": {"mean_percent": 0.5}}}.')

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from boltzformer.apps.bundle_config import read_bundle
-from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.errors import InputError
@@ -64,7 +64,9 @@ def main(
     case: Annotated[str | None, typer.Option(help="only this case")] = None,
     name: Annotated[str | None, typer.Option("--object", help="only this object")] = None,
     count: Annotated[int, typer.Option(help="slices at most")] = 4,
-    output_dir: Annotated[Path, typer.Option(help="folder for trace.png and trace.json")] = Path("runs/trace"),
+    output_dir: Annotated[Path, typer.Option(*OUTPUT_DIR, help="folder for trace.png and trace.json")] = Path(
+        "runs/trace"
+    ),
 ) -> None:
     """Draw slice, truth, prediction and the sampled patches; print the share of patches kept and of the object hit."""
     overrides = {key: value for key, value in (("dataset_dir", dataset_dir), ("checkpoint", checkpoint)) if value}

@@ -285,7 +285,7 @@ class IntensityWindowd(MapTransform):
         if modality != "CT" or window is not self.window:
             return
         if window.window == "auto" and _plain_words(part) in _LUNG_NEARBY:
-            logger.info("%s: %r takes soft tissue; set `window` to lung for what lies inside the lungs", name, part)
+            logger.warning("%s: %r takes soft tissue; set `window` to lung for what lies inside the lungs", name, part)
         lowest = float(np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image).min())  # torch's is slow
         if lowest >= AIR_BELOW_HU:
             logger.warning(

@@ -84,7 +84,8 @@ class Progress:
         self._pairs += _pairs_of(engine.state.output)
         self._loss_sum += loss_of(engine.state.output).get("loss", 0.0)
         now = time.perf_counter()
-        if now - self._last_line >= self.interval:
+        last = engine.state.iteration % engine.state.epoch_length == 0  # the epoch's own line follows
+        if now - self._last_line >= self.interval and not last:
             self._last_line = now
             logger.info("%s", self._line(engine))
 

@@ -21,6 +21,7 @@ def _write(volume: SegmentedVolume, folder: Path) -> list[Path]:
             "weights_sha256": volume.algorithm.weights_sha256,
             "computation": volume.computation,
         },
+        "window": volume.window,
         "findings": [dict(finding) for finding in volume.findings],
     }
     text = json.dumps(content, indent=4, ensure_ascii=False, allow_nan=False) + "\n"
