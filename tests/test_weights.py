@@ -114,6 +114,19 @@ def test_missing_weights(tmp_path):
         load_weights(nn.Linear(1, 1), tmp_path / "model.pt")
 
 
+def test_a_run_from_elsewhere_takes_the_bundles_weights(tmp_path, monkeypatch):
+    """The configs say `./models/model.pt`, and the recipe comes from the same file."""
+    source, target = nn.Linear(3, 2), nn.Linear(3, 2)
+    save_atomically(source.state_dict(), tmp_path / "bundle" / "models" / "model.pt")
+    (tmp_path / "bundle" / "configs").mkdir()
+    (tmp_path / "bundle" / "configs" / "inference.json").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr("boltzformer.bundle_folder._PACKAGE", tmp_path / "bundle" / "boltzformer")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    load_weights(target, "./models/model.pt")
+    assert torch.equal(source.weight, target.weight)
+
+
 @pytest.mark.parametrize("cut", [0, 100, -200])
 def test_truncated_file(tmp_path, cut):
     path = tmp_path / "model.pt"

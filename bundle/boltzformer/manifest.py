@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from boltzformer.bundle_folder import found_in_bundle
 from boltzformer.errors import InputError
 from boltzformer.output_files import relative_to, write_bytes
 
@@ -94,7 +95,7 @@ class Manifest:
             "asked": len(self.entries),
             **{status: len(self.of(status)) for status in (DONE, FAILED, SKIPPED)},
             "entries": [self._entry(entry) for entry in self.entries],
-            "weights": None if self.weights is None else self._files([Path(self.weights)]),
+            "weights": None if self.weights is None else self._files([found_in_bundle(self.weights)]),
             "settings": {key: _plain(value, self.output_dir) for key, value in self.settings.items()},
             "versions": _versions(),
         }

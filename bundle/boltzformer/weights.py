@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from boltzformer.bundle_folder import found_in_bundle
 from boltzformer.errors import InputError
 from boltzformer.output_files import remove_drafts, write_file
 
@@ -231,7 +232,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
-    path = Path(path)
+    path = found_in_bundle(path)
     if not path.is_file():
         raise InputError(
             f"no checkpoint at {path}: train a network first (`python -m monai.bundle run training "

@@ -13,9 +13,10 @@ from boltzformer.apps.bundle_config import read_bundle
 from boltzformer.networks.attention.patches import Patches
 from typer.testing import CliRunner
 
-from scripts import benchmark, measuring, volume_table
+from scripts import benchmark, measuring, network_costs, volume_table
 from scripts.decoder_case import DecoderCase
 from scripts.volume_case import PHASES, segmenter_of, write_ct
+from tests.support import SMALL_NETWORK
 
 BUNDLE = Path(__file__).resolve().parents[2] / "bundle"
 
@@ -49,6 +50,17 @@ def test_multiply_adds_are_counted():
     with torch.no_grad():
         counted = measuring.multiply_adds(lambda: attention(query, key, key, attn_mask=mask, need_weights=False))
     assert counted == 16 * 16 * (3 + 50 + 50 + 3) + 2 * 3 * 50 * 16
+
+
+def test_costs_of_a_network_are_measured_and_what_is_too_large_is_said(capsys):
+    cost = network_costs.measure_network("small", [], **SMALL_NETWORK)
+    assert cost.pixels == 64
+    assert 0 < cost.segment_s < cost.step_s
+    assert 0 < cost.segment_gb <= cost.step_gb
+    network_costs._show([cost, network_costs.NetworkCost("large", 1024, 900.0)], {"device": "any"})
+    told = capsys.readouterr().out
+    assert told.count("too large") == 4
+    assert f"{cost.step_s:.3g}" in told
 
 
 @torch.no_grad()
