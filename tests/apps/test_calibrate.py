@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import typer
-from boltzformer.apps.calibrate import calibrate, coarse_distances, coarse_mm, main
+from boltzformer.apps.calibrate import calibrate, coarse_distances, coarse_mm, main, temperature_of
 from boltzformer.apps.publish import main as publish
 from boltzformer.errors import InputError
-from boltzformer.metrics.files import write_csv
+from boltzformer.metrics.files import write_csv, write_json
 from boltzformer.recipe import read_recipe
 from boltzformer.recipe_network import record_definition
 from boltzformer.weights import load_weights, read_checkpoint, save_atomically
@@ -66,6 +66,11 @@ def checkpoint(tmp_path):
 
 def test_numbers_go_into_the_recipe(tmp_path, checkpoint):
     write_csv(tmp_path / "slices.csv", _rows(1.5))
+    for told in ({}, {"existence_threshold": 0.4, "existence_temperature": 1.0}):
+        write_json(tmp_path / "manifest.json", {"settings": told})
+        with pytest.raises(InputError, match="gate at 0.4" if told else "evaluate once more"):
+            temperature_of(tmp_path)
+    write_json(tmp_path / "manifest.json", {"settings": {"existence_threshold": 0.0, "existence_temperature": 2.0}})
     with pytest.raises(typer.Exit):  # one line: the predictions say how far the slices lie apart
         main(tmp_path, checkpoint, None)
     (tmp_path / "predictions").mkdir()
@@ -74,7 +79,7 @@ def test_numbers_go_into_the_recipe(tmp_path, checkpoint):
     main(tmp_path, checkpoint, None)
     assert read_recipe(checkpoint)["coarse"] == {"mm": 0.0, "objects": ["o"]}  # objects come and go at random here
     thresholds = read_recipe(checkpoint)["thresholds"]
-    assert thresholds["existence_temperature"] == pytest.approx(1.5, rel=0.1)
+    assert thresholds["existence_temperature"] == pytest.approx(3.0, rel=0.1)  # of scores made with 2
     assert 0 < thresholds["existence"] < 1
 
 

@@ -60,6 +60,8 @@ def test_volumes_to_report(options, dataset, tmp_path):
     assert written["calibration"]["overall"]["voxels"] > 0
     assert (tmp_path / "out" / "predictions" / "case_1" / "left_kidney_entropy.nii.gz").is_file()
     assert "Worst volumes" in (tmp_path / "out" / "report.html").read_text()
+    account = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
+    assert (account["existence_threshold"], account["existence_temperature"]) == (None, None)  # for `calibrate`
     # the same numbers from its files, by hand
     names = {int(value): name for value, name in OBJECTS.items()}
     cases = [LabelledCase(dataset / "labels" / f"case_{i}.nii.gz", names, "set", f"case_{i}") for i in (1, 2)]

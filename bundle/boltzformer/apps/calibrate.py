@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from boltzformer.apps.console import one_line_errors
 from boltzformer.errors import InputError
 from boltzformer.inference.coarse import between_looks, first_looks
+from boltzformer.json_file import read_json
 from boltzformer.metrics.files import read_csv, write_json
 from boltzformer.metrics.summary.existence import calibration_error, describe_existence, volume_dice
 from boltzformer.recipe import read_recipe, update_recipe
@@ -30,7 +31,7 @@ def main(
 ) -> None:
     """Choose temperature and threshold of the existence score, and the distance of a coarse pass's first looks.
 
-    The evaluation must score slices that were not gated and with the score as the network gives it:
+    The evaluation must score slices that were not gated:
     boltzformer evaluate-bundle --set existence_threshold=0 --output-dir REPORT ...
     """
     with one_line_errors():
@@ -38,8 +39,7 @@ def main(
         if recipe is None:
             raise InputError(f"{checkpoint}: carries no recipe to write into; train it with this bundle")
         rows = read_rows(report / "slices.csv")
-        old = recipe.get("thresholds", {}).get("existence_temperature") or 1.0
-        numbers = calibrate(rows, old)
+        numbers = calibrate(rows, temperature_of(report))
         looks = coarse_distances(numbers.pop("scored"), spacings(report, rows, recipe["input"]["axis"]))
         distance = coarse_mm(looks)
         numbers |= {"coarse_mm": distance, "lost_pixels_at_mm": looks}
@@ -52,6 +52,23 @@ def main(
             write_json(output, numbers)
     for name, value in numbers.items():
         print(f"{name}: {value}")
+
+
+def temperature_of(report: Path) -> float:
+    """The temperature that an evaluation's existence scores were made with, from its account.
+
+    Raises:
+        InputError: the account is missing or does not say it, or the masks went through a gate.
+    """
+    told = read_json(report / "manifest.json", "account of an evaluation").get("settings", {})
+    if "existence_threshold" not in told:
+        raise InputError(f"{report}: its account does not say how existence was scored; evaluate once more.")
+    if told["existence_threshold"]:
+        raise InputError(
+            f"{report}: its masks went through a gate at {told['existence_threshold']}; evaluate with --set "
+            "existence_threshold=0, so that the best threshold can be found."
+        )
+    return float(told["existence_temperature"] or 1.0)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -92,7 +92,10 @@ def main(
         cases = [LabelledCase.from_dict(case) for case in done]
         scored = PredictionFolder(folder, names)
         weights = checkpoint or bundle / "models" / "model.pt"
-        found = score(cases, scored, settings, workers, output_dir, compare_to, pictures, title, failures, weights)
+        gate = segmenter.inferer.existence
+        found = score(
+            cases, scored, settings, workers, output_dir, compare_to, pictures, title, failures, weights, gate
+        )
     end(found.failures)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from boltzformer.errors import InputError
+from boltzformer.inference.existence import ExistenceGate
 from boltzformer.manifest import DONE, FAILED, SKIPPED, Entry, Manifest
 from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.files import write_json
@@ -46,6 +48,7 @@ def score(
     title: str,
     lost: Mapping[str, str] | None = None,
     weights: Path | None = None,
+    gate: ExistenceGate | None = None,
 ) -> Evaluation:
     """Evaluate, write all files and the account of the run, and print the tables.
 
@@ -60,9 +63,15 @@ def score(
         title: of the report.
         lost: what could not be segmented, image to reason, for lists and account.
         weights: that made the predictions, where they are known.
+        gate: that they went through, where it is known; `calibrate` asks the account for it.
     """
     console = Console()
-    told = {"predictions": folder.folder, "axis": settings.axis, "absent_is_negative": settings.absent_is_negative}
+    told: dict[str, Any] = {
+        "predictions": folder.folder,
+        "axis": settings.axis,
+        "absent_is_negative": settings.absent_is_negative,
+    }
+    told |= {} if gate is None else {f"existence_{name}": value for name, value in vars(gate).items()}
     manifest = Manifest("evaluation", check_folder(output_dir), weights, told)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=len(cases))

@@ -22,7 +22,7 @@ from boltzformer.errors import InputError
 from boltzformer.inference.known_terms import core_of
 from boltzformer.recipe import Recipe
 
-IMPROBABLE = 0.1
+IMPROBABLE = 0.2
 """Calibrated probability below which a look finds an object improbable."""
 
 
