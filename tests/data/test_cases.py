@@ -49,6 +49,11 @@ def test_split_is_by_patient_seeded_and_complete(write_datalist, tmp_path):
     assert any(validation != load_cases(tmp_path, "validation", seed=seed) for seed in range(5))
 
 
+def test_a_small_share_sets_one_patient_apart(write_datalist, tmp_path):
+    write_datalist(_decathlon([_item("a"), _item("b"), _item("c")]))  # a tenth of 3 patients rounds to none
+    assert [len(load_cases(tmp_path, section, 0.1)) for section in ("training", "validation")] == [2, 1]
+
+
 def test_patient_pattern_groups_volumes(write_datalist, tmp_path):
     write_datalist(_decathlon([_item(f"P{i // 2}_visit{i % 2}") for i in range(8)]))
     validation = load_cases(tmp_path, "validation", 0.25, patient_pattern=r"(P\d+)_")

@@ -50,6 +50,12 @@ def test_processes_share_an_epoch(data, num_samples):
     assert len(together) - total < 4
 
 
+def test_at_each_step_the_processes_take_what_one_would(data):
+    alone = list(EpochSampler(data, 12, seed=5))
+    parts = [list(EpochSampler(data, 12, seed=5, num_replicas=4, rank=rank)) for rank in range(4)]
+    assert [index for step in zip(*parts, strict=True) for index in step] == alone
+
+
 def test_evaluation_batches_hold_one_case_and_every_example_once(data):
     sampler = CaseBatchSampler(data, 4)
     loader = DataLoader(data, batch_sampler=sampler)

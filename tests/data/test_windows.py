@@ -125,6 +125,13 @@ def test_limits_in_hounsfield_units_are_these():
     }
 
 
+def test_percentiles_of_mr_are_these():
+    volume = np.arange(1001, dtype=np.int16)  # the foreground is 1 ... 1000
+    assert IntensityWindow("percentiles").limits(volume=volume) == (6.0, 995.0)
+    windowed = IntensityWindowd("image", "auto")({"image": volume, "modality": "MR"})["image"]
+    assert ((windowed == 0).sum(), (windowed == 1).sum()) == (7, 6)
+
+
 @pytest.mark.parametrize(
     ("part", "name"),
     [

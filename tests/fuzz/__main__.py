@@ -60,6 +60,7 @@ def supervise(options: argparse.Namespace) -> int:
     """Start workers until all inputs are tried, and sum up."""
     tried: collections.Counter[str] = collections.Counter()
     refused: collections.Counter[str] = collections.Counter()
+    took: collections.Counter[str] = collections.Counter()
     violations: list[str] = []
     began, number, end = time.monotonic(), options.first, options.first + options.count
     while number < end and not _is_late(options, began):
@@ -67,14 +68,18 @@ def supervise(options: argparse.Namespace) -> int:
             number = report["number"] + 1
             tried[report["kind"]] += 1
             refused[report["kind"]] += report["code"] != 0
+            took[report["kind"]] += report.get("milliseconds", 0)
             for problem in report["problems"]:
                 violations.append(f"{report['kind']}:{options.seed}:{report['number']}: {problem}")
                 print(f"VIOLATION {violations[-1]}", flush=True)
+            if not sum(tried.values()) % 1000:
+                print(f"{sum(tried.values())} inputs in {time.monotonic() - began:.0f} s", flush=True)
             if _is_late(options, began):
                 break
     seconds = time.monotonic() - began
     for kind in sorted(tried):
-        print(f"{kind:16} {tried[kind]:6} tried, {refused[kind]:6} refused or failed, the others done")
+        each = took[kind] // tried[kind]
+        print(f"{kind:16} {tried[kind]:6} tried, {refused[kind]:6} refused or failed, the others done; {each} ms each")
     print(f"{sum(tried.values())} inputs in {seconds:.0f} s (seed {options.seed}): {len(violations)} violations")
     return 1 if violations else 0
 
@@ -134,8 +139,8 @@ def work(options: argparse.Namespace) -> int:
     names = [name for name in options.kinds.split(",") if name] or list(KINDS)
     weights = np.array([KINDS[name][0] for name in names], float)
     base = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    tools = Tools(base)
     try:
-        tools = Tools(base)
         tools.segmenter.segment(body((8, 8, 2)), "liver", affine=np.eye(4), modality="CT")  # compiles what it needs
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
@@ -145,9 +150,10 @@ def work(options: argparse.Namespace) -> int:
             chance = np.random.default_rng([options.seed, number, 1])
             drawn = names[int(chance.choice(len(names), p=weights / weights.sum()))]
             print(json.dumps({"number": number, "kind": drawn}), file=told, flush=True)
-            box = Sandbox(base / f"{number}")
+            box, began = Sandbox(base / f"{number}"), time.process_time()
             code, problems = try_one(KINDS[drawn][1], box, np.random.default_rng([options.seed, number]), tools)
-            report = {"number": number, "kind": drawn, "code": code, "problems": problems}
+            milliseconds = round(1000 * (time.process_time() - began))  # of the processor
+            report = {"number": number, "kind": drawn, "code": code, "problems": problems, "milliseconds": milliseconds}
             print(json.dumps(report), file=told, flush=True)
             if not (options.keep and problems):
                 shutil.rmtree(box.root)
@@ -155,6 +161,7 @@ def work(options: argparse.Namespace) -> int:
                 print(json.dumps({"number": number, "kind": "?", "kept": str(box.root)}), file=told, flush=True)
         return 0
     finally:
+        tools.close()
         if not options.keep:
             shutil.rmtree(base, ignore_errors=True)
 

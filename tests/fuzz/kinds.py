@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pydicom
 import torch
-from boltzformer.data.cases import load_cases
-from boltzformer.data.wordings import WordingBook
 from boltzformer.recipe import read_recipe
 from boltzformer.weights import save_atomically
 
 from tests.fuzz import mutations as m
-from tests.fuzz.sandbox import Sandbox, check_manifest, check_record
-from tests.fuzz.tools import Finished, Tools, itk_file, label_map, nifti, series, zipped
+from tests.fuzz import readers, service
+from tests.fuzz.files import PROMPTS, damaged_itk, damaged_nifti, damaged_prompts, damaged_series, dataset, odd_path
+from tests.fuzz.sandbox import Sandbox, check_again, check_manifest, check_record
+from tests.fuzz.tools import Finished, Tools, nifti
 from tests.training.conftest import build_run
 
 Kind = Callable[[Sandbox, m.Draw, Tools], Finished]
-NAMES = ["a.nii.gz", "A b.NII.GZ", "ä\u0301.nii.gz", "$x.nii.gz", "-a.nii.gz", "n" * 240 + ".nii.gz", "a\nb.nii.gz"]
-NAMES += ["..a.nii.gz", "manifest.nii.gz", "record.nii.gz", "%s{}.nii.gz", "=1+1.nii.gz", "a.nii.nii.gz", "con.nii.gz"]
-PROMPTS = [{"name": "one", "prompt": "liver in abdominal CT"}, {"name": "two", "prompt": "lung nodule"}]
 
 
 def _prompt_list(sandbox: Sandbox) -> Path:
@@ -48,66 +41,18 @@ def _segmented(sandbox: Sandbox, draw: m.Draw, tools: Tools, source: Path) -> Fi
 
 
 def volume_nifti(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
-    """A NIfTI file with damaged header fields, bytes, compression or voxels, or of an odd kind."""
-    dtype = m.pick(draw, ["int16", "float32", "uint8", "float64", "int32", "uint16"])
-    content = nifti(dtype, bool(draw.random() < 0.2), bool(draw.random() < 0.2), int(draw.random() < 0.2))
-    way = draw.random()
-    if way < 0.55:
-        content = m.damage_nifti_header(content, draw)
-    elif way < 0.75:
-        content = m.damage_bytes(content, draw)
-    elif way < 0.8 and dtype.startswith("float"):
-        voxels = np.frombuffer(content[-400:], dtype).copy()
-        voxels[int(draw.integers(len(voxels)))] = m.pick(draw, [*m.NUMBERS[-5:], 1e300 if dtype == "float64" else 1e38])
-        content = content[:-400] + voxels.tobytes()
-    packed = draw.random() < 0.6
-    content = zipped(content) if packed else content
-    if way >= 0.8:
-        content = m.damage_bytes(content, draw)
-    name = m.pick(draw, NAMES) if draw.random() < 0.2 else "a.nii.gz" if packed else "a.nii"
-    if draw.random() < 0.05:
-        name = m.pick(draw, ["a.nii", "a.nii.gz", "a.nrrd", "a.mha", "a", "a.img", "a.dcm"])
-    path = sandbox.given / name
-    path.write_bytes(content)
-    return _segmented(sandbox, draw, tools, path)
+    """A damaged NIfTI file."""
+    return _segmented(sandbox, draw, tools, damaged_nifti(sandbox.given, draw))
 
 
 def volume_itk(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
-    """An NRRD or MetaImage file with a damaged header or damaged bytes."""
-    suffix = m.pick(draw, [".nrrd", ".mha"])
-    content = itk_file(suffix, bool(draw.random() < 0.5), tools.folder)
-    content = m.damage_header_text(content, draw) if draw.random() < 0.7 else m.damage_bytes(content, draw)
-    path = sandbox.given / f"a{suffix}"
-    path.write_bytes(content)
-    return _segmented(sandbox, draw, tools, path)
+    """A damaged NRRD or MetaImage file."""
+    return _segmented(sandbox, draw, tools, damaged_itk(sandbox.given, draw, tools.folder))
 
 
 def volume_dicom(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
-    """A DICOM series: attributes, bytes, files lost, doubled or strange."""
-    folder = sandbox.given / "series"
-    folder.mkdir()
-    files = []
-    for k, content in enumerate(series(tools.folder)):
-        files.append(folder / f"I{k:03d}{m.pick(draw, ['', '', '.dcm'])}")
-        files[-1].write_bytes(content)
-    chosen = files if draw.random() < 0.3 else [m.pick(draw, files)]
-    way, state = draw.random(), copy.deepcopy(draw)
-    for file in chosen:
-        if way < 0.6:
-            header = pydicom.dcmread(file)
-            m.damage_dicom(header, copy.deepcopy(state))  # the same in all
-            try:
-                header.save_as(file)
-            except Exception:
-                file.write_bytes(m.damage_bytes(file.read_bytes(), draw))
-        elif way < 0.8:
-            file.write_bytes(m.damage_bytes(file.read_bytes(), draw))
-        elif way < 0.87:
-            file.unlink()
-        elif way < 0.94:
-            (folder / f"copy_of_{file.name}").write_bytes(file.read_bytes())
-        else:
-            (folder / m.pick(draw, ["notes.txt", "DICOMDIR", "I009", "x.dcm"])).write_bytes(draw.bytes(300))
+    """A damaged DICOM series."""
+    folder = damaged_series(sandbox.given, draw, tools.folder)
     if draw.random() < 0.3 and any(folder.iterdir()):
         done = tools.segment(folder, sandbox.out, "-f", m.pick(draw, ["dicom-seg", "rtstruct", "seg.nrrd"]))
         check_record(sandbox, done.code, folder)
@@ -116,60 +61,18 @@ def volume_dicom(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
 
 
 def special_file(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
-    """A path that is no plain file: a pipe, a device behind a link, a loop, a folder of the name."""
-    path = sandbox.given / m.pick(draw, ["a.nii.gz", "a.nii", "a.nrrd", "a.mha", "a.dcm", "a"])
-    source = m.pick(draw, [path, sandbox.given])
-    way = int(draw.integers(6))
-    if way == 0:
-        os.mkfifo(path)
-    elif way < 3:
-        path.symlink_to(m.pick(draw, ["/dev/zero", "/dev/null", "/dev/stdin", path, sandbox.given, "/nowhere"]))
-    elif way == 3:
-        path.mkdir()
-        if draw.random() < 0.5:
-            (path / "b.nii.gz").write_bytes(zipped(nifti()))
-            source = path if draw.random() < 0.5 else source
-    elif way == 4:
-        path.write_bytes(zipped(nifti()))
-        os.link(path, sandbox.given / "linked.nii.gz")
-    else:
-        path.write_bytes(m.pick(draw, [b"", b"\0" * 1000, b"\x1f\x8b", b"text", nifti()[:348], zipped(b"")]))
-    return _segmented(sandbox, draw, tools, source)
+    """A path that is no plain file."""
+    return _segmented(sandbox, draw, tools, odd_path(sandbox.given, draw))
 
 
 def prompt_list(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
     """A prompt list, JSON or CSV."""
     scan = sandbox.given / "a.nii"
     scan.write_bytes(nifti())
-    if draw.random() < 0.5:
-        forms = [PROMPTS, {"prompts": PROMPTS}, {"liver": "liver in CT"}, ["liver"]]
-        content, suffix = m.json_bytes(m.pick(draw, forms), draw), ".json"
-    else:
-        rows = [["prompt", "name"], ["liver in abdominal CT", "one"], ['"nodule, lung"', "two"]]
-        content, suffix = m.table_bytes(rows, draw), ".csv"
-    path = sandbox.given / f"prompts{suffix}"
-    path.write_bytes(content)
+    path = damaged_prompts(sandbox.given, draw)
     done = tools.segment(scan, sandbox.out, "--prompt-list", path, prompts=())
     check_record(sandbox, done.code, scan)
     return done
-
-
-def _dataset(sandbox: Sandbox, draw: m.Draw) -> dict[str, Any]:
-    """Two cases in Decathlon layout, and predictions of the first."""
-    for folder in ("imagesTr", "labelsTr", "predictions"):
-        (sandbox.given / folder).mkdir()
-    (sandbox.given / "predictions" / "c1.nii").write_bytes(label_map(3))
-    for k in range(2):
-        (sandbox.given / "imagesTr" / f"c{k}.nii").write_bytes(nifti())
-        (sandbox.given / "labelsTr" / f"c{k}.nii").write_bytes(label_map(k))
-    items = [{"image": f"imagesTr/c{k}.nii", "label": f"labelsTr/c{k}.nii", "patient": f"p{k}"} for k in range(2)]
-    names = {"0": "background", "1": "liver", "2": "left kidney"}
-    content = {"name": "Task03_Liver", "modality": {"0": "CT"}, "labels": names, "training": items[:1]}
-    content |= {"validation": items[1:], "test": ["imagesTr/c0.nii"]}
-    if draw.random() < 0.5:
-        content |= {"prompts": {"liver": ["liver tumor in CT"]}, "annotated": "all", "body_part": "liver"}
-        content |= {"window": [-100, 200], "description": "two cases"}
-    return content
 
 
 def _dataset_command(sandbox: Sandbox, draw: m.Draw, tools: Tools, source: Path) -> Finished:
@@ -189,7 +92,7 @@ def _dataset_command(sandbox: Sandbox, draw: m.Draw, tools: Tools, source: Path)
 
 def dataset_json(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
     """A dataset.json or datalist, damaged, through every command that reads one."""
-    content: Any = _dataset(sandbox, draw)
+    content: Any = dataset(sandbox.given, draw)
     if draw.random() < 0.2:
         content = [{**item, "labels": content["labels"]} for item in content["training"] + content["validation"]]
     name = m.pick(draw, ["dataset.json", "list.json"])
@@ -199,16 +102,34 @@ def dataset_json(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
 
 def label_file(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
     """A damaged label map or prediction in a whole dataset."""
-    (sandbox.given / "dataset.json").write_text(json.dumps(_dataset(sandbox, draw)))
+    (sandbox.given / "dataset.json").write_text(json.dumps(dataset(sandbox.given, draw)))
     path = sandbox.given / m.pick(draw, ["labelsTr", "labelsTr", "imagesTr", "predictions"]) / "c1.nii"
     damage = m.damage_nifti_header if draw.random() < 0.6 else m.damage_bytes
     path.write_bytes(damage(path.read_bytes(), draw))
     return _dataset_command(sandbox, draw, tools, sandbox.given)
 
 
+def earlier_record(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
+    """The record of an earlier run in the output folder, damaged; the same run again, which goes on from it."""
+    scan = sandbox.given / "a.nii"
+    scan.write_bytes(nifti())
+    first = tools.segment(scan, sandbox.out)
+    record = sandbox.out / "record.json"
+    if draw.random() < 0.8:
+        record.write_bytes(m.json_bytes(json.loads(record.read_text()), draw))
+    else:
+        name = m.pick(draw, sandbox.written())
+        (sandbox.out / name).write_bytes(m.damage_bytes((sandbox.out / name).read_bytes(), draw))
+    before = {name: (sandbox.out / name).read_bytes() for name in sandbox.written()}
+    done = tools.segment(scan, sandbox.out)
+    done.problems += first.problems
+    check_again(sandbox, done.code, scan, before)
+    return done
+
+
 def earlier_results(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
     """An earlier evaluation's CSV and JSON to compare with, and the names' JSON."""
-    (sandbox.given / "dataset.json").write_text(json.dumps(_dataset(sandbox, draw)))
+    (sandbox.given / "dataset.json").write_text(json.dumps(dataset(sandbox.given, draw)))
     predictions, earlier = sandbox.given / "predictions", sandbox.given / "earlier"
     arguments = ["evaluate-predictions", predictions, sandbox.given, "--pictures", 0, "--output-dir"]
     first = tools.shell(*arguments, sandbox.out)
@@ -225,20 +146,6 @@ def earlier_results(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
     done = tools.shell(*arguments, sandbox.out, "--compare-to", earlier, *extra)
     done.problems += first.problems
     return done
-
-
-def wording_book(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
-    """A wording book."""
-    path = sandbox.given / "wordings.json"
-    content = {"liver": ["{object} in {body_part} {modality}", "the liver"], "*": ["segment the {object}"]}
-    path.write_bytes(m.json_bytes(content, draw))
-
-    def read() -> None:
-        book = WordingBook(file=path, file_mode=m.pick(draw, ["extend", "replace"]))
-        book.wordings("liver", "CT", "abdominal")
-        book.wordings("left kidney", "MR")
-
-    return tools.call(read)
 
 
 def weights(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
@@ -298,32 +205,31 @@ def run_state(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
     return tools.call(resume)
 
 
-def listed_cases(sandbox: Sandbox, draw: m.Draw, tools: Tools) -> Finished:
-    """A dataset.json, read alone: many in little time."""
-    content = _dataset(sandbox, draw)
-    (sandbox.given / "dataset.json").write_bytes(m.json_bytes(content, draw))
-
-    def read() -> None:
-        for section in ("training", "validation", "test"):
-            for case in load_cases(sandbox.given, section, validation_share=0.5):
-                for value in case["objects"]:
-                    WordingBook().for_case(case, value)
-
-    return tools.call(read)
-
-
-KINDS: dict[str, tuple[int, Kind]] = {
-    "nifti": (30, volume_nifti),
-    "nrrd_mha": (13, volume_itk),
-    "dicom": (16, volume_dicom),
-    "special_file": (4, special_file),
-    "prompt_list": (11, prompt_list),
-    "dataset_json": (10, dataset_json),
-    "cases": (10, listed_cases),
-    "label": (6, label_file),
-    "earlier_results": (2, earlier_results),
-    "wording_book": (6, wording_book),
-    "weights": (4, weights),
-    "run_state": (4, run_state),
+KINDS: dict[str, tuple[float, Kind]] = {
+    "nifti": (2.4, volume_nifti),
+    "nrrd_mha": (1.2, volume_itk),
+    "dicom": (1.2, volume_dicom),
+    "special_file": (0.6, special_file),
+    "prompt_list": (1, prompt_list),
+    "dataset_json": (1, dataset_json),
+    "label": (0.8, label_file),
+    "earlier_record": (0.4, earlier_record),
+    "earlier_results": (0.1, earlier_results),
+    "weights": (0.5, weights),
+    "run_state": (0.8, run_state),
+    "read_nifti": (22, readers.nifti_file),
+    "read_nrrd_mha": (12, readers.itk_image),
+    "read_dicom": (11, readers.dicom_series),
+    "read_special": (4, readers.special_path),
+    "read_prompts": (10, readers.prompt_list),
+    "read_cases": (7, readers.listed_cases),
+    "read_wordings": (6, readers.wording_book),
+    "read_weights": (3, readers.checkpoint),
+    "http_form": (9, service.form),
+    "http_request": (6, service.request),
 }
-"""Kind -> its weight in the draw, and what makes and judges one input."""
+"""Kind -> its weight in the draw, and what makes and judges one input.
+
+`read_...` are readers without a network, `http_...` the service, the others whole commands, each of which takes the
+time of ten readings.
+"""

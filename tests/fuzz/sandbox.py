@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,24 @@ def check_record(sandbox: Sandbox, exit_code: int, source: Path) -> None:
     sandbox.check_whole({"record.json", *listed})
 
 
+def check_again(sandbox: Sandbox, exit_code: int, source: Path, before: dict[str, bytes]) -> None:
+    """After a second `boltzformer segment` in the folder: the case is whole, or all is as it was before."""
+    if exit_code != 0:
+        changed = [name for name, content in before.items() if (sandbox.out / name).read_bytes() != content]
+        sandbox.problems += [f"{name} changed though the run failed" for name in changed]
+        sandbox.check_whole(set(before))
+        return
+    files = json.loads((sandbox.out / "record.json").read_text())["cases"]["a"]["files"]
+    for name, digest in files.items():
+        if hashlib.sha256((sandbox.out / name).read_bytes()).hexdigest() != digest:
+            sandbox.problems.append(f"{name} is not what the record says")
+        elif name.endswith(".nii.gz"):
+            check_grid(sandbox, sandbox.out / name, source)
+    if not files:
+        sandbox.problems.append("code 0 and no result")
+    sandbox.check_whole({*before, *files})
+
+
 def check_manifest(sandbox: Sandbox, exit_code: int, source: Path) -> None:
     """After inference.json: the account adds up, its outputs are there, nothing else is."""
     file = sandbox.out / "manifest.json"
@@ -144,29 +163,36 @@ def check_grid(sandbox: Sandbox, result: Path, source: Path) -> None:
     voxels = np.asarray(image.dataobj)
     if voxels.dtype != np.uint8 or voxels.max(initial=0) > 8:
         sandbox.problems.append(f"{result.name}: {voxels.dtype} up to {voxels.max(initial=0)} is no mask")
-    if of_series:
-        return  # one of several series, which the folder alone does not tell apart
+    if not of_series:  # one of several series, which the folder alone does not tell apart
+        compare_grids(sandbox, Path(result.name), source, image.shape, image.affine, in_mm=False)
+
+
+def compare_grids(
+    sandbox: Sandbox, name: Path, source: Path, shape: Sequence[int], affine: np.ndarray, in_mm: bool = True
+) -> None:
+    """Note where a grid is not the source's, as another reader sees it; results keep the unit of a NIfTI's header."""
     try:
-        shape, affine = plain_grid(source)
+        expected, place = plain_grid(source, in_mm)
     except Exception as error:
         sandbox.problems.append(f"{source}: was read, but another reader says {type(error).__name__}: {error}")
         return
-    if tuple(image.shape) != tuple(shape):
-        sandbox.problems.append(f"{result.name}: shape {image.shape}, the source has {shape}")
-    corners = np.array([[0, 0, 0, 1], *(np.r_[np.eye(3)[k] * (shape[k] - 1), 1] for k in range(3))]).T
-    apart = np.abs(image.affine @ corners - affine @ corners).max()
-    if not apart <= 0.05 * np.abs(affine[:3, :3]).max() + 1e-5 * np.abs(affine).max():
-        sandbox.problems.append(f"{result.name}: lies {apart:g} mm away from its source")
+    if tuple(shape) != tuple(expected):
+        sandbox.problems.append(f"{name}: shape {tuple(shape)}, the source has {tuple(expected)}")
+    corners = np.array([[0, 0, 0, 1], *(np.r_[np.eye(3)[k] * (expected[k] - 1), 1] for k in range(3))]).T
+    apart = np.abs(affine @ corners - place @ corners).max()
+    if not apart <= 0.05 * np.abs(place[:3, :3]).max() + 1e-5 * np.abs(place).max():
+        sandbox.problems.append(f"{name}: lies {apart:g} mm away from its source")
 
 
-def plain_grid(source: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine by nibabel, SimpleITK, or the DICOM standard's formula."""
+def plain_grid(source: Path, in_mm: bool = True) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine by nibabel, SimpleITK, or the DICOM standard's formula; a NIfTI's own unit if not `in_mm`."""
     if source.is_dir():
         return _dicom_grid(source)
     if volume_suffix(source.name) in NIFTI_SUFFIXES or not volume_suffix(source.name):
         image = nib.load(source)
-        # the results keep the header's own unit
-        return tuple(image.shape[:3]), np.asarray(image.affine)
+        unit = int(image.header["xyzt_units"]) & 7 if isinstance(image, nib.Nifti1Image) else 0
+        scale = {1: 1000.0, 3: 0.001}.get(unit, 1.0) if in_mm else 1.0
+        return tuple(image.shape[:3]), np.diag([scale, scale, scale, 1.0]) @ np.asarray(image.affine)
     read = sitk.ReadImage(str(source))
     size = read.GetSize()[:3]
     points = np.array(

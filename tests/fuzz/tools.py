@@ -5,24 +5,35 @@ from __future__ import annotations
 import gzip
 import io
 import logging
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 import torch
+import typer.main
+import typer.testing
 from boltzformer.apps import cli
 from boltzformer.apps import segment as segment_command
+from boltzformer.apps.service import reading
+from boltzformer.apps.service import work as service_work
+from boltzformer.apps.service.app import make_app
+from boltzformer.apps.service.limits import Limits
 from boltzformer.error_report import find_input_error
 from boltzformer.errors import InputError, PartialFailure
 from boltzformer.inference.api import Segmenter
 from boltzformer.recipe_network import record_definition
+from boltzformer.volumes.segmented import Algorithm
+from boltzformer.volumes.volume import Volume
 from boltzformer.weights import save_atomically
+from fastapi.testclient import TestClient
 from monai.bundle import ConfigWorkflow
 from typer.testing import CliRunner
 
@@ -31,6 +42,9 @@ from tests.support import BUNDLE, body, small_network
 from tests.volumes.small_series import straight, write_small_series
 
 SHAPE = (20, 16, 3)
+# the fuzzer is after readers, commands and the service; each input would wait for a larger network
+SMALLEST = {"network_def#image_size": 32, "network_def#num_layers": 1, "network_def#num_queries": 2}
+SERVICE_LIMITS = Limits(upload_mb=1.0, files=20, voxels=200_000, prompts=3, waiting=1, read_seconds=60)
 AFFINE = np.array([[-1.5, 0, 0, 30.0], [0, 1.5, 0, -20.0], [0, 0, 4.0, 5.0], [0, 0, 0, 1]])
 
 
@@ -87,7 +101,7 @@ class Tools:
         self.folder = folder
         self.checkpoint = folder / "model.pt"
         self.safetensors = folder / "model.safetensors"
-        self.network = small_network()
+        self.network = small_network(**SMALLEST)
         recipe = {
             "network": record_definition(self.network, BUNDLE / "models"),
             "input": {"window": "soft_tissue", "axis": 2, "num_adjacent": 0, "pixel_size_mm": None},
@@ -96,7 +110,11 @@ class Tools:
         save_atomically(self.network.state_dict(), self.checkpoint, recipe)
         save_atomically(self.network.state_dict(), self.safetensors, recipe)
         self._make_segmenter = segment_command._make_segmenter
+        self._open = ExitStack()
+        # typer would build all commands anew for each input, which takes longer than most inputs do
+        self._open.enter_context(mock.patch.object(typer.testing, "_get_command", cache(typer.main.get_command)))
         self.box: Sandbox | None = None
+        self.real_reader = False
         self.unexplained = Unexplained()
         logger = logging.getLogger("boltzformer")
         logger.addHandler(self.unexplained)
@@ -107,6 +125,29 @@ class Tools:
     def segmenter(self) -> Segmenter:
         """Built once; each build would take longer than a volume."""
         return Segmenter.from_bundle(BUNDLE, self.checkpoint, device="cpu")
+
+    @cached_property
+    def service(self) -> TestClient:
+        """The HTTP service, started once; its worker reads in this process where `real_reader` is not set."""
+        with mock.patch.object(tempfile, "tempdir", str(self.folder)):
+            app = make_app(self.segmenter, Algorithm("BoltzFormer", "0", "ab" * 32), SERVICE_LIMITS)
+            client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+            client.__enter__()
+        self._open.callback(client.__exit__, None, None, None)
+        self._open.enter_context(mock.patch.object(service_work, "read_volume", self._read_upload))
+        return client
+
+    def _read_upload(self, path: Path, *arguments: Any) -> Volume:
+        if self.real_reader:  # a new process for each upload, as the service has it
+            return reading.read_volume(path, *arguments)
+        found = reading.read_here(path, *arguments)
+        if isinstance(found, str):
+            raise InputError(found)
+        return found
+
+    def close(self) -> None:
+        """Stop the service."""
+        self._open.close()
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -116,6 +116,16 @@ def test_unique_majority_match_is_kept_against_a_larger_sum():
     assert matches == [(1, 1, pytest.approx(68 / 132))]
 
 
+def test_below_one_half_the_larger_sum_wins():
+    """A and L1 have IoU 0.43, but A-L2 and B-L1 sum to 0.7."""
+    label, pred = np.zeros((1, 1, 140), np.int32), np.zeros((1, 1, 140), np.int32)
+    pred[..., :100] = 1  # A
+    pred[..., 100:135] = 2  # B, in L1: 35 / 100
+    label[..., 40:] = 1  # L1: 60 in A, IoU 60 / 140
+    label[..., :35] = 2  # L2, in A: 35 / 100
+    assert match_components(pred, label, 0.1) == [(1, 2, pytest.approx(0.35)), (2, 1, pytest.approx(0.35))]
+
+
 def brute_force(pred: np.ndarray, label: np.ndarray, min_iou: float) -> float:
     """Largest total IoU over all one-to-one assignments in which pairs above one half are fixed."""
     labels, preds = range(1, label.max() + 1), range(1, pred.max() + 1)

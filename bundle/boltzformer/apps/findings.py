@@ -47,8 +47,18 @@ class Finding:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Finding:
-        """From what `as_dict` gave."""
-        return cls(**content)
+        """From what `as_dict` gave.
+
+        Raises:
+            TypeError: an entry is missing, is not known, or is of another kind.
+        """
+        made = cls(**content)
+        kinds = {"label": int, "name": str, "prompt": str, "found": bool, "voxels": int, "lesions": int}
+        numbers = [made.millilitres, 0.0 if made.probability is None else made.probability]
+        wrong = [name for name, kind in kinds.items() if type(getattr(made, name)) is not kind]
+        if wrong or not all(type(number) in (int, float) for number in numbers):
+            raise TypeError(f"a finding whose {', '.join(wrong) or 'numbers'} cannot be")
+        return made
 
 
 def measure(

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boltzformer.apps.findings import Finding
 from boltzformer.errors import InputError
+from boltzformer.json_file import read_json
 from boltzformer.manifest import sha256_of
 from boltzformer.output_files import check_target, write_bytes
 
@@ -58,13 +60,13 @@ class BatchRecord:
         self.folder = folder
         self.path = folder / NAME
         self.entries: dict[str, dict[str, Any]] = {}
-        if self.path.exists():
+        if os.path.lexists(self.path):
+            content = read_json(self.path, "record")
             try:
-                content = json.loads(self.path.read_text(encoding="utf-8"))
                 if content["boltzformer_record"] != FORMAT:
                     raise ValueError(f"format {content['boltzformer_record']}")
-                self.entries = {str(case): dict(entry) for case, entry in content["cases"].items()}
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                self.entries = {str(case): _checked(entry) for case, entry in content["cases"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(
                     f"{self.path}: is no record of this program, or damaged ({type(error).__name__}: {error}); move it "
                     "away or name another output folder."
@@ -123,4 +125,23 @@ class BatchRecord:
 
     def _is(self, name: str, digest: str) -> bool:
         path = self.folder / name
-        return path.is_file() and not path.is_symlink() and sha256_of(path) == digest
+        # os.path takes names that no file system takes for names of nothing
+        return os.path.isfile(path) and not path.is_symlink() and sha256_of(path) == digest
+
+
+def _checked(entry: Any) -> dict[str, Any]:
+    """An entry of a record, as `settle` writes it.
+
+    Raises:
+        ValueError: something in it is of another kind; or KeyError, TypeError or AttributeError.
+    """
+    digests = [entry["request"], *entry["files"].values()]
+    for listed in entry.get("earlier", {}).values():
+        digests += [*listed]
+    if not all(isinstance(digest, str) for digest in digests):
+        raise ValueError("a checksum that is no text")
+    for finding in entry["findings"]:
+        Finding.from_dict(finding)
+    if not isinstance(entry["seconds"], int | float):
+        raise ValueError("seconds that are no number")
+    return dict(entry)

@@ -65,10 +65,10 @@ def read_volume(path: Path, modality: str, body_part: str, limits: Limits) -> Vo
         )
         if not answer.exists():  # it crashed, or was killed for its memory
             raise InputError(f"{_NAME}: is damaged in a way that stops its reader; export it again.")
-        kind, content = pickle.loads(answer.read_bytes())
-        if kind == "mistake":
-            raise InputError(content)
-        return replace(content, voxels=np.load(voxels))
+        found = pickle.loads(answer.read_bytes())
+        if isinstance(found, str):
+            raise InputError(found)
+        return replace(found, voxels=np.load(voxels))
     except subprocess.TimeoutExpired:
         raise InputError(
             f"{_NAME}: reading it takes longer than {limits.read_seconds:g} s; give a smaller volume."
@@ -79,26 +79,35 @@ def read_volume(path: Path, modality: str, body_part: str, limits: Limits) -> Vo
 
 
 def main() -> None:
-    """Runs in the reader: leaves ("volume", without its voxels) or ("mistake", one line) in a file."""
+    """Runs in the reader: leaves what `read_here` found in a file, a volume without its voxels."""
     path, answer, modality, body_part, bounds = json.loads(sys.stdin.read())
     limits = Limits(**bounds)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     _bound_memory(limits.voxels * BYTES_PER_VOXEL + SPARE_BYTES)
-    found: tuple[str, Volume | str]
-    try:
-        _check_size(Path(path), limits)
-        volume = checked(open_path(path), modality, body_part)
-        np.save(f"{answer}.npy", volume.voxels)
-        found = ("volume", replace(volume, voxels=np.empty(0)))
-    except InputError as error:
-        found = ("mistake", str(error))
-    except MemoryError:
-        found = ("mistake", f"{_NAME}: reading it needs more memory than the service allows.")
-    except Exception as error:  # a reader met bytes that nobody thought of: the client's file is at fault
-        found = ("mistake", f"{_NAME}: cannot be read ({type(error).__name__}); export it again.")
+    found = read_here(Path(path), modality, body_part, limits)
+    if isinstance(found, Volume):
+        np.save(f"{answer}.npy", found.voxels)
+        found = replace(found, voxels=np.empty(0))
     Path(f"{answer}.part").write_bytes(pickle.dumps(found))
     os.replace(f"{answer}.part", answer)
+
+
+def read_here(path: Path, modality: str, body_part: str, limits: Limits) -> Volume | str:
+    """Read and check an uploaded volume in this process; arguments as of `read_volume`.
+
+    Returns:
+        the volume, or one line that says why it cannot be used.
+    """
+    try:
+        _check_size(path, limits)
+        return checked(open_path(path), modality, body_part)
+    except InputError as error:
+        return str(error)
+    except MemoryError:
+        return f"{_NAME}: reading it needs more memory than the service allows."
+    except Exception as error:  # a reader met bytes that nobody thought of: the client's file is at fault
+        return f"{_NAME}: cannot be read ({type(error).__name__}); export it again."
 
 
 def _bound_memory(more: int) -> None:
