@@ -128,6 +128,40 @@ def remove_drafts(folder: Path) -> None:
             draft.unlink(missing_ok=True)
 
 
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Bring a folder's entries to the disk: a name that was given or taken there outlasts a power cut."""
+    with contextlib.suppress(PermissionError):  # not every system lets a folder be opened
+        _sync(folder)
+
+
+def sync_tree(path: str | os.PathLike[str]) -> None:
+    """Bring a file, or a folder with all that is below it, to the disk, before it takes its name.
+
+    Args:
+        path: links in it are not followed.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    if not os.path.isdir(path):
+        _sync(path)
+        return
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = os.path.join(folder, name)
+            if not os.path.islink(file):
+                _sync(file)
+        sync_folder(folder)
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextlib.contextmanager
 def recorded_writes() -> Iterator[list[Path]]:
     """Collect the paths that `write_file` writes inside the block, in order, for an account of a run.
@@ -167,12 +201,7 @@ def _write_draft(path: Path, write: Callable[[BinaryIO], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(draft)
-    with contextlib.suppress(PermissionError):  # not every system lets a folder be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    sync_folder(path.parent)
 
 
 def _is_orphan(draft: Path) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from boltzformer.bundle_folder import found_in_bundle
 from boltzformer.errors import InputError
-from boltzformer.output_files import remove_drafts, write_file
+from boltzformer.output_files import remove_drafts, sync_folder, sync_tree, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -148,6 +148,8 @@ def keep_previous(path: str | os.PathLike[str], folder: str | os.PathLike[str] |
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(path, kept)
+        sync_tree(kept)  # it may lie in another folder, or on another disk
+        sync_folder(kept.parent)
     except OSError as error:
         raise InputError(
             f"cannot keep the earlier {path} as {kept} ({error}); make room or choose another output folder."

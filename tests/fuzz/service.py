@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,9 @@ def _check_file(sandbox: Sandbox, name: str, content: bytes, source: Path | None
     if name.endswith(".json"):
         json.loads(content, parse_constant=_no_number)
     elif name.endswith(".nii.gz") and source is not None:
-        image = nib.Nifti1Image.from_bytes(gzip.decompress(content))
+        content = gzip.decompress(content)
+        kind = nib.Nifti2Image if int.from_bytes(content[:4], "little") == 540 else nib.Nifti1Image
+        image = kind.from_bytes(content)
         voxels = np.asarray(image.dataobj)
         if voxels.dtype != np.uint8 or voxels.max(initial=0) > 3:
             sandbox.problems.append(f"{name}: {voxels.dtype} up to {voxels.max(initial=0)} is no mask")
@@ -164,9 +167,11 @@ def _watched(sandbox: Sandbox, tools: Tools, work: Any) -> Finished:
     codes: list[int] = []
     done = tools.call(lambda: codes.append(work()))
     root = tools.service.app.state.jobs.root
-    left = sorted(path.name for path in root.iterdir())
-    if left:
-        done.problems.append(f"left in the service's folder: {left}")
+    left = sorted(root.iterdir())
+    if left and codes:
+        done.problems.append(f"left in the service's folder: {[path.name for path in left]}")
+    for path in left:  # of the next input it would be said too
+        shutil.rmtree(path)
     done.code = codes[0] if codes else 1
     return done
 

@@ -12,4 +12,7 @@ def test_a_mutant_changes_one_place(mutant):
     assert (ROOT / mutant["file"]).read_text(encoding="utf-8").count(mutant["find"]) == 1
     assert mutant["find"] != mutant["put"]
     assert mutant["tests"]
-    assert all((ROOT / "tests" / test).is_file() for test in mutant["tests"])
+    for test in mutant["tests"]:
+        file, _, name = test.partition("::")
+        assert not name or f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert (ROOT / "tests" / file).is_file()

@@ -13,7 +13,7 @@ from boltzformer.apps.findings import Finding
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
 from boltzformer.manifest import sha256_of
-from boltzformer.output_files import check_target, write_bytes
+from boltzformer.output_files import check_target, sync_folder, write_bytes
 
 if TYPE_CHECKING:
     from boltzformer.apps.batch import Request
@@ -98,6 +98,7 @@ class BatchRecord:
             target = self.folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(draft / name, target)
+            sync_folder(target.parent)
         left = {name: digests for name, digests in earlier.items() if name not in entry["files"]}
         self._store({**self.entries, case: {"request": request, **entry, "earlier": left}})
 

@@ -18,6 +18,7 @@ from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.errors import InputError
 from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice
+from boltzformer.output_files import write_bytes
 from boltzformer.weights import load_weights
 
 console = Console()
@@ -98,7 +99,7 @@ def main(
         }
         for item, row in zip(chosen, rows, strict=True)
     ]
-    (output_dir / "trace.json").write_text(json.dumps(slices, indent=4) + "\n")
+    write_bytes(output_dir / "trace.json", (json.dumps(slices, indent=4) + "\n").encode())
     console.print(f"Written to {output_dir / 'trace.png'} and {output_dir / 'trace.json'}")
 
 

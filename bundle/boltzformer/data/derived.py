@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from boltzformer.data.folders import new_folder
 from boltzformer.errors import InputError
+from boltzformer.output_files import write_bytes
 from boltzformer.volumes.checks import check_pair, read_volume
 from boltzformer.volumes.names import case_name
 
@@ -113,9 +114,7 @@ def write_datalist(cases: Sequence[Mapping[str, Any]], path: Path) -> Path:
     files = [{key: str(Path(case[key]).resolve()) for key in ("image", "label")} for case in cases]
     items = [_item(case) | names for case, names in zip(cases, files, strict=True)]
     content = {"name": cases[0]["dataset"], "labels": items[0]["labels"], "validation": items}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8")
-    return path
+    return write_bytes(path, (json.dumps(content, indent=4) + "\n").encode())
 
 
 def _item(case: Mapping[str, Any]) -> dict[str, Any]:

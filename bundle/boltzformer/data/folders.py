@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from boltzformer.errors import InputError
+from boltzformer.output_files import sync_folder, sync_tree
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST}
@@ -42,8 +43,8 @@ def folder_lock(target: str | Path) -> FileLock:
 def new_folder(target: str | Path) -> Iterator[Path]:
     """Fill a temporary sibling of a folder, which takes its place when the block ends without an error.
 
-    The caller holds `folder_lock(target)`. What a killed writer left behind is removed first; an older folder
-    at `target` is replaced.
+    All of it reaches the disk before it takes the name. The caller holds `folder_lock(target)`. What a killed writer
+    left behind is removed first; an older folder at `target` is replaced.
 
     Args:
         target: the folder to create or replace.
@@ -65,9 +66,11 @@ def new_folder(target: str | Path) -> Iterator[Path]:
             filled = temporary / "new"
             filled.mkdir()
             yield filled
+            sync_tree(filled)
             if target.exists():
                 target.rename(temporary / "old")
             filled.rename(target)
+            sync_folder(target.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

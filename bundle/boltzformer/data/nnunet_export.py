@@ -7,6 +7,7 @@ numbered back in what it predicts.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import numpy as np
 from boltzformer.data.cases import load_cases
 from boltzformer.data.folders import folder_lock, new_folder
 from boltzformer.errors import InputError
+from boltzformer.output_files import write_bytes
 
 BACK = "boltzformer.json"
 """In the raw dataset: from which dataset it came, and label value there by value here."""
@@ -149,9 +151,8 @@ def number_back(predictions: str | Path, raw_dataset: str | Path) -> int:
         numbered = np.zeros(stored.shape, np.uint8 if max(values.values()) < 256 else np.uint16)
         for index, value in values.items():
             numbered[stored == index] = value
-        part = file.with_name(f".{file.name}")
-        nib.save(nib.Nifti1Image(numbered, image.affine), part)
-        os.replace(part, file)
+        content = gzip.compress(nib.Nifti1Image(numbered, image.affine).to_bytes(), mtime=0)
+        write_bytes(file, content)
     return len(files)
 
 

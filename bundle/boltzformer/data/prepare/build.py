@@ -18,6 +18,7 @@ from boltzformer.data.prepare.plan import DatasetPlan, PlannedCase
 from boltzformer.data.prepare.split import Split
 from boltzformer.data.prepare.verify import file_sha256, verify_pair
 from boltzformer.errors import InputError
+from boltzformer.output_files import sync_folder, sync_tree, write_bytes
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -88,7 +89,9 @@ def build_dataset(
                 failures,
             )
         _finish(draft, plan, cases, sections, parameters, leave_out)
+        sync_tree(draft)
         draft.rename(target)
+        sync_folder(target.parent)
     say(f"{target}: {len(cases)} cases of {len(sections)} patients ({_counted(cases, sections)})")
     return target
 
@@ -131,7 +134,7 @@ def _open_draft(target: Path, parameters: Mapping[str, Any]) -> Path:
         shutil.rmtree(draft)
     for folder in ("imagesTr", "labelsTr", _RECORDS):
         (draft / folder).mkdir(parents=True, exist_ok=True)
-    begun.write_text(text, encoding="utf-8")
+    write_bytes(begun, text.encode())
     return draft
 
 
@@ -187,9 +190,9 @@ def _write_case(draft: Path, case: PlannedCase, plan: DatasetPlan) -> None:
         "bytes": [image.stat().st_size, label.stat().st_size],
         "sha256": [file_sha256(image), file_sha256(label)],
     }
-    part = draft / _RECORDS / f".{case.name}.part"
-    part.write_text(json.dumps(record), encoding="utf-8")
-    part.replace(draft / _RECORDS / f"{case.name}.json")
+    for file in (image, label):
+        sync_tree(file)  # the record says that they are there
+    write_bytes(draft / _RECORDS / f"{case.name}.json", json.dumps(record).encode())
 
 
 def _finish(
@@ -233,7 +236,7 @@ def _finish(
         for key, sha in zip(("image", "label"), record["sha256"], strict=True)
     ]
     lines += [(file_sha256(draft / name), name) for name in ("dataset.json", MANIFEST)]
-    (draft / CHECKSUMS).write_text("".join(f"{sha}  {name}\n" for sha, name in lines), encoding="utf-8")
+    write_bytes(draft / CHECKSUMS, "".join(f"{sha}  {name}\n" for sha, name in lines).encode())
     _remove_all_but(draft, {name for _, name in lines} | {CHECKSUMS})
 
 
@@ -246,7 +249,7 @@ def _remove_all_but(draft: Path, names: set[str]) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_bytes(path, (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode())
 
 
 def _counted(cases: Sequence[PlannedCase], sections: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from boltzformer.data.cases import load_cases
 from boltzformer.data.prepare.verify import file_sha256
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
+from boltzformer.output_files import write_bytes
 
 SECTIONS = ("training", "validation")
 
@@ -125,6 +126,4 @@ def _below(path: Path, root: Path) -> str:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+    return write_bytes(path, (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode())

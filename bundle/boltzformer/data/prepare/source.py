@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from boltzformer.errors import InputError
+from boltzformer.output_files import sync_tree
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
 
@@ -70,6 +71,7 @@ class Source(ABC):
                 raise InputError(
                     f"{self.path}: {name} has {part.stat().st_size} of {self.sizes[name]} bytes; download it again."
                 )
+            sync_tree(part)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
