@@ -7,6 +7,12 @@ from types import TracebackType
 
 from boltzformer.errors import InputError, PartialFailure
 
+_LOST = (
+    "the run has lost another of its processes, which may have said why above; the last state that it saved is whole: "
+    "start it again with `--resume true`"
+)
+_MARKS_OF_LOSS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "DistBackend")
+
 
 def find_input_error(error: BaseException | None) -> InputError | None:
     """The `InputError` behind an exception, following its causes.
@@ -43,8 +49,16 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an exception is torch.distributed's word that another process of the run is gone or does not answer."""
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, RuntimeError) and any(mark in text for mark in _MARKS_OF_LOSS)
+
+
 def report_input_errors_briefly(exit_code: int = 1) -> None:
-    """Let an uncaught `InputError` print `error: <message>` alone, and Ctrl-C `Stopped.`; others keep their traceback.
+    """Let an uncaught `InputError` print `error: <message>` alone; others keep their traceback.
+
+    Ctrl-C is `Stopped.`, and the loss of another process is one line too.
 
     Configs call this first in their `run` list. It touches `sys.excepthook` only, so it changes nothing for a
     program that catches its exceptions.
@@ -60,6 +74,8 @@ def report_input_errors_briefly(exit_code: int = 1) -> None:
         mistake = find_input_error(error)
         if isinstance(error, KeyboardInterrupt):
             print("Stopped.", file=sys.stderr)
+        elif mistake is None and is_lost_process(error):
+            print(f"error: {_LOST} ({reason_of(error)[:300]}).", file=sys.stderr)
         elif mistake is None:
             usual(kind, error, trace)
         else:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from boltzformer.data.samplers import EpochSampler
 from boltzformer.training.checkpoint import BestWeights, RunCheckpoint
 from boltzformer.training.early_stopping import EarlyStoppingOnValidation
@@ -23,6 +24,7 @@ from monai.losses import DiceCELoss
 from monai.transforms import AsDiscreted
 from monai.utils import set_determinism
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -70,10 +72,12 @@ def build_run(
     num_examples: int = 12,
     num_workers: int = 0,
     learning_rate: float = 1e-2,
+    distributed: bool = False,
 ) -> Run:
-    """Everything the bundle's train.json puts together, on a toy network."""
-    set_determinism(seed=7)
+    """Everything the bundle's train.json puts together, on a toy network; multi_gpu_train.json too if `distributed`."""
+    set_determinism(seed=7 + (dist.get_rank() if distributed else 0))
     network = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(width, 1, 1))
+    computing = DistributedDataParallel(network) if distributed else network
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     data = Squares(num_examples)
     loader = DataLoader(
@@ -85,7 +89,7 @@ def build_run(
     validator = SupervisedEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Squares(4, seed=99), batch_size=2),
-        network=network,
+        network=computing,
         key_val_metric={"val_dice": MeanDice(output_transform=from_engine(["pred", "label"]))},
         additional_metrics={"val_loss": ValidationLoss(loss)},
         postprocessing=AsDiscreted(keys="pred", threshold=0.0),
@@ -104,7 +108,7 @@ def build_run(
         device=torch.device("cpu"),
         max_epochs=max_epochs,
         train_data_loader=loader,
-        network=network,
+        network=computing,
         optimizer=optimizer,
         loss_function=loss,
         train_handlers=handlers,

@@ -221,6 +221,8 @@ def test_other_sites_are_kept_out(client, scan):
     refused(client.get("/api/info", headers={"host": "attacker.example"}), 400, "host name")
     other = {"origin": "http://attacker.example"}
     refused(client.post("/api/jobs", files={"file": scan.read_bytes()}, headers=other), 403, "other sites")
+    for origin in ("http://[", "null", "http://127.0.0.1:x", ""):
+        refused(client.get("/api/info", headers={"origin": origin}), 403, "other sites")
     assert client.get("/api/info", headers={"origin": "http://127.0.0.1", "host": "127.0.0.1"}).status_code == 200
 
 

@@ -88,7 +88,7 @@ class Gate:
             return JSONResponse({"error": "this service is not known by that host name (option --allow-host)."}, 400)
         origin = headers.get("origin")
         # a page of another origin may send forms here, though it could not read the answer
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and _place(origin) != headers.get("host"):
             return JSONResponse({"error": "requests from other sites are refused."}, 403)
         if not self.access.token or path in OPEN_PATHS or path.startswith(PAGE_PATH):
             return None
@@ -97,6 +97,13 @@ class Gate:
             return None
         wants = {"www-authenticate": "Bearer"}
         return JSONResponse({"error": "a token is needed: Authorization: Bearer TOKEN."}, 401, wants)
+
+
+def _place(url: str) -> str:
+    try:
+        return urlsplit(url).netloc
+    except ValueError:  # such as http://[
+        return ""
 
 
 def _host(url: str) -> str:
