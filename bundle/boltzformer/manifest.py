@@ -66,6 +66,8 @@ class Manifest:
     weights: str | os.PathLike[str] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     entries: list[Entry] = field(default_factory=list, init=False)
+    outputs: list[Path] = field(default_factory=list, init=False)
+    """Files that belong to the whole run and to no entry, such as a report."""
     _began: float = field(default_factory=time.time, init=False)
 
     def add(self, entry: Entry) -> None:
@@ -95,6 +97,7 @@ class Manifest:
             "asked": len(self.entries),
             **{status: len(self.of(status)) for status in (DONE, FAILED, SKIPPED)},
             "entries": [self._entry(entry) for entry in self.entries],
+            **({"outputs": self._files(self.outputs)} if self.outputs else {}),
             "weights": None if self.weights is None else self._files([found_in_bundle(self.weights)]),
             "settings": {key: _plain(value, self.output_dir) for key, value in self.settings.items()},
             "versions": _versions(),

@@ -18,6 +18,7 @@ from boltzformer.apps.batch import Request, run_batch
 from boltzformer.apps.findings import measure
 from boltzformer.apps.record import NAME as RECORD
 from boltzformer.data.prompts import Prompt, make_prompts
+from boltzformer.manifest import sha256_of
 from boltzformer.volumes.segmented import Algorithm
 from boltzformer.volumes.write import Grid
 
@@ -97,6 +98,16 @@ def test_a_bad_case_stops_no_other_and_the_next_start_does_only_what_is_missing(
 
     code, states, done = told()
     assert (code, states) == (1, {"a": "done", "b": "failed", "c": "done"})
+    account = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [account[key] for key in ("asked", "done", "failed", "skipped")] == [3, 2, 1, 0]
+    assert {entry["name"]: entry["status"] for entry in account["entries"]} == states
+    first, bad, _ = account["entries"]
+    assert first["inputs"][0]["sha256"] == sha256_of(scans / "a.nii.gz")
+    assert {(entry["path"], entry["sha256"]) for entry in first["outputs"]} == {
+        (name, sha256_of(tmp_path / "out" / name)) for name in ("a/liver.nii.gz", "a.nii.gz")
+    }
+    assert "b.nii.gz" in bad["reason"]
+    assert len(account["weights"][0]["sha256"]) == 64
     assert "b.nii.gz" in done.output
     assert "Traceback" not in done.output
     assert not (tmp_path / "out" / "b.nii.gz").exists()
@@ -105,6 +116,9 @@ def test_a_bad_case_stops_no_other_and_the_next_start_does_only_what_is_missing(
     code, states, _ = told()
     assert (code, states) == (0, {"a": "skipped", "b": "done", "c": "done"})
     assert told()[1] == dict.fromkeys("abc", "skipped")
+    account = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (account["asked"], account["skipped"]) == (3, 3)
+    assert (tmp_path / "out" / "manifest.1.json").is_file()  # of the first start
     # another question, or another image under the same name, is no finished case
     assert segment(scans / "a.nii.gz", "spleen", "-o", tmp_path / "out", "--json").stdout.count('"done"') == 1
     save_nifti(scans / "c.nii.gz", body((24, 20, 4), 5), AFFINE)

@@ -99,15 +99,31 @@ def check_record(sandbox: Sandbox, exit_code: int, source: Path) -> None:
             check_grid(sandbox, path, _source_of(path, sandbox.out, source))
     if exit_code == 0 and not listed:
         sandbox.problems.append("code 0 and no result")
-    sandbox.check_whole({"record.json", *listed})
+    check_account(sandbox, exit_code)
+    sandbox.check_whole({"record.json", "manifest.json", *listed})
+
+
+def check_account(sandbox: Sandbox, exit_code: int) -> None:
+    """The account of a run that started adds up, and its failures are the exit code's."""
+    file = sandbox.out / "manifest.json"
+    if not file.exists():
+        if exit_code != 2:
+            sandbox.problems.append(f"code {exit_code} and no account of the run")
+        return
+    content = json.loads(file.read_text())
+    if content["asked"] != content["done"] + content["failed"] + content["skipped"]:
+        sandbox.problems.append("the account does not add up")
+    if (content["failed"] > 0) != (exit_code == 1):
+        sandbox.problems.append(f"code {exit_code} where {content['failed']} failed")
 
 
 def check_again(sandbox: Sandbox, exit_code: int, source: Path, before: dict[str, bytes]) -> None:
     """After a second `boltzformer segment` in the folder: the case is whole, or all is as it was before."""
     if exit_code != 0:
-        changed = [name for name, content in before.items() if (sandbox.out / name).read_bytes() != content]
+        kept = {name: content for name, content in before.items() if name != "manifest.json"}
+        changed = [name for name, content in kept.items() if (sandbox.out / name).read_bytes() != content]
         sandbox.problems += [f"{name} changed though the run failed" for name in changed]
-        sandbox.check_whole(set(before))
+        sandbox.check_whole({*before, "manifest.1.json"})
         return
     files = json.loads((sandbox.out / "record.json").read_text())["cases"]["a"]["files"]
     for name, digest in files.items():
@@ -117,22 +133,17 @@ def check_again(sandbox: Sandbox, exit_code: int, source: Path, before: dict[str
             check_grid(sandbox, sandbox.out / name, source)
     if not files:
         sandbox.problems.append("code 0 and no result")
-    sandbox.check_whole({*before, *files})
+    sandbox.check_whole({*before, *files, "manifest.1.json"})
 
 
 def check_manifest(sandbox: Sandbox, exit_code: int, source: Path) -> None:
     """After inference.json: the account adds up, its outputs are there, nothing else is."""
     file = sandbox.out / "manifest.json"
+    check_account(sandbox, exit_code)
     if not file.exists():
-        if exit_code != 2:
-            sandbox.problems.append(f"code {exit_code} and no account of the run")
         sandbox.check_whole(set())
         return
     content = json.loads(file.read_text())
-    if content["asked"] != content["done"] + content["failed"] + content["skipped"]:
-        sandbox.problems.append("the account does not add up")
-    if (content["failed"] > 0) != (exit_code == 1):
-        sandbox.problems.append(f"code {exit_code} where {content['failed']} failed")
     listed = {entry["path"]: entry for one in content["entries"] for entry in one["outputs"]}
     for name, entry in listed.items():
         path = sandbox.out / name

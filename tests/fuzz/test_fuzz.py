@@ -65,7 +65,11 @@ def test_half_a_result_and_a_draft_are_noticed(tmp_path):
     (box.out / ".x.draft").touch()
     (box.out / "record.json").write_text(json.dumps({"cases": {"a": {"files": {"a.json": "0" * 64}}}}))
     check_record(box, 0, box.given / "a.nii")
-    assert box.problems == ["a.json is not what the record says", "left in the output folder: .x.draft"]
+    assert box.problems == [
+        "a.json is not what the record says",
+        "code 0 and no account of the run",
+        "left in the output folder: .x.draft",
+    ]
 
 
 def test_a_traceback_and_an_odd_code_are_noticed():

@@ -42,6 +42,9 @@ def test_decathlon_folder_and_comparison(dataset, exact_predictions, tmp_path):
     ]
     account = json.loads((tmp_path / "one" / "manifest.json").read_text())
     assert (account["asked"], account["done"], account["failed"], account["skipped"]) == (3, 3, 0, 0)
+    assert {file["path"] for file in account["outputs"]} == {
+        *("lesions.csv", "report.html", "slices.csv", "summary.json", "volumes.csv"),
+    }
     assert [file["path"] for file in account["entries"][0]["inputs"]] == ["../labels/case_0.nii.gz"]  # it has no image
     done = run(exact_predictions, dataset, "--output-dir", tmp_path / "two", "--compare-to", tmp_path / "one")
     assert done.exit_code == 0, done.stderr

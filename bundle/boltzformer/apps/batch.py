@@ -122,7 +122,7 @@ def run_batch(
         for case in cases:
             began = time.perf_counter()
             try:
-                files = _source_files(case)
+                files = source_files(case)
                 digest = request_digest(case, request, files)
                 result = None if overwrite else _finished(record, str(case["case"]), digest)
                 if result is None:
@@ -156,7 +156,12 @@ def _started(make_segmenter: Callable[[], Segmenter]) -> Segmenter:
         raise _CannotStart(find_input_error(error) or error) from error
 
 
-def _source_files(case: Mapping[str, Any]) -> tuple[Path, ...]:
+def source_files(case: Mapping[str, Any]) -> tuple[Path, ...]:
+    """The files of a volume, in order.
+
+    Raises:
+        InputError: it is absent, or no series.
+    """
     path = Path(case["image"])
     if path.is_dir():
         return find_series(path, "warn", str(case.get("series_uid", ""))).files

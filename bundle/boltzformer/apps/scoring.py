@@ -22,7 +22,7 @@ from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.metrics.show.report import write_report
 from boltzformer.metrics.show.terminal import print_comparison, print_evaluation
 from boltzformer.metrics.summary.comparison import compare_with
-from boltzformer.output_files import check_folder
+from boltzformer.output_files import check_folder, recorded_writes
 from boltzformer.volumes.checks import read_volume
 
 
@@ -80,11 +80,13 @@ def score(
         )
     lost = lost or {}
     found.failures[:0] = [{"case": Path(image).name, "object": "", "error": why} for image, why in lost.items()]
-    found.write(output_dir)
-    comparison = None if compare_to is None else compare_with(found, compare_to)
-    if comparison is not None:
-        write_json(output_dir / "comparison.json", comparison)
-    report = write_report(output_dir / "report.html", found, cases, folder, read_volume, comparison, pictures, title)
+    with recorded_writes() as manifest.outputs:
+        found.write(output_dir)
+        comparison = None if compare_to is None else compare_with(found, compare_to)
+        if comparison is not None:
+            write_json(output_dir / "comparison.json", comparison)
+        page = output_dir / "report.html"
+        report = write_report(page, found, cases, folder, read_volume, comparison, pictures, title)
     print_evaluation(found.summary, console)
     if comparison is not None:
         print_comparison(comparison, console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import torch
 import typer
 from rich.console import Console
 
-from boltzformer.apps.batch import FAILED, SKIPPED, CaseResult, Request, run_batch
+from boltzformer.apps.batch import FAILED, SKIPPED, CaseResult, Request, run_batch, source_files
 from boltzformer.apps.console import OUTPUT_DIR, one_line_errors, print_error
 from boltzformer.apps.findings import Finding
 from boltzformer.apps.release import NAME, bundle_version, shipped_weights, weights_checksum
@@ -22,8 +23,9 @@ from boltzformer.data.windows import IntensityWindow
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.formats import output_formats
-from boltzformer.inference.inputs import survey_volumes
+from boltzformer.inference.inputs import FoundVolumes, survey_volumes
 from boltzformer.inference.precision import check_precision
+from boltzformer.manifest import Entry, Manifest
 from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
 
@@ -100,7 +102,11 @@ def main(
         decisive |= {"precision": precision}
         request = Request(tuple(wanted), chosen, algorithm, uneven_spacing, decisive)
         show = _print_json if as_json else _print_lines
+        told = {"source": source, "prompts": [prompt.text for prompt in wanted], "formats": chosen, **decisive}
+        account = Manifest("segmentation", output, file, told)
         results = run_batch(found.cases, request, make_segmenter, output, overwrite, show)
+        _account_for(account, found, results, output)
+        account.write()
     _finish(results)
 
 
@@ -169,6 +175,19 @@ def _told(finding: Finding) -> str:
 
 def _print_json(result: CaseResult) -> None:
     print(json.dumps(result.as_dict(), ensure_ascii=False), flush=True)
+
+
+def _account_for(account: Manifest, found: FoundVolumes, results: list[CaseResult], output: Path) -> None:
+    """An entry for each volume and for each file that was left out."""
+    for case, result in zip(found.cases, results, strict=True):
+        inputs: tuple[Path, ...] = ()
+        with suppress(InputError):  # a volume that cannot be read; the reason says why
+            inputs = source_files(case)
+        reason = "finished by an earlier start" if result.status == SKIPPED else result.reason
+        written = tuple(output / name for name in result.files)
+        account.add(Entry(result.case, str(case["image"]), result.status, reason, inputs, written, result.seconds))
+    for path, reason in found.skipped.items():
+        account.add(Entry(Path(path).name, path, SKIPPED, reason))
 
 
 def _finish(results: list[CaseResult]) -> None:
