@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from boltzformer.errors import InputError
 from boltzformer.networks import positions, semantic_map
+from PIL import Image
 
 PROMPTS = ["lung nodule in chest CT", "liver", "right parotid gland in head and neck CT"]
 
@@ -25,6 +27,27 @@ def test_logits_have_the_input_size(logits, image):
     assert logits.shape == (3, 1, 70, 50)
     assert logits.dtype == torch.float32
     assert logits.std() > 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", [(131, 97), (33, 41)], ids=["shrinks", "grows"])
+def test_image_is_resized_and_normalised_for_encoder_and_pigma(network, shape):
+    """By Pillow, which smooths where it shrinks, and with the backbone's published statistics."""
+    image = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(4))
+    resized = torch.from_numpy(
+        np.array(Image.fromarray(image[0, 0].numpy()).resize((64, 64), Image.Resampling.BILINEAR))
+    )
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = ((resized[..., None] - mean) / std).permute(2, 0, 1)[None]
+    seen = []
+    handle = network.image_encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    features = network.encode_image(image)
+    handle.remove()
+    assert (seen[0] - expected).abs().max() < 1e-4
+    share = features.from_image
+    assert (
+        share - network.pigma.image_share(expected, (share.shape[-2] // 2, share.shape[-1] // 2))
+    ).abs().max() < 1e-4
 
 
 @torch.no_grad()

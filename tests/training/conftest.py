@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from boltzformer.data.samplers import EpochSampler
+from boltzformer.training.buffers import ShareBuffers
 from boltzformer.training.checkpoint import BestWeights, RunCheckpoint
 from boltzformer.training.early_stopping import EarlyStoppingOnValidation
 from boltzformer.training.gradients import ClipGradients
@@ -75,9 +76,13 @@ def build_run(
     distributed: bool = False,
 ) -> Run:
     """Everything the bundle's train.json puts together, on a toy network; multi_gpu_train.json too if `distributed`."""
-    set_determinism(seed=7 + (dist.get_rank() if distributed else 0))
+    rank = dist.get_rank() if distributed else 0
+    set_determinism(seed=7 + rank)
     network = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Dropout(0.2), nn.Conv2d(width, 1, 1))
-    computing = DistributedDataParallel(network) if distributed else network
+    computing: nn.Module = network
+    if distributed:
+        network.insert(1, nn.BatchNorm2d(width))  # whose buffers differ between processes
+        computing = DistributedDataParallel(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate)
     data = Squares(num_examples)
     loader = DataLoader(
@@ -88,12 +93,12 @@ def build_run(
     best = BestWeights(network, output_dir / "model.pt", output_dir)
     validator = SupervisedEvaluator(
         device=torch.device("cpu"),
-        val_data_loader=DataLoader(Squares(4, seed=99), batch_size=2),
+        val_data_loader=DataLoader(Squares(1 + 2 * rank if distributed else 4, seed=99 + rank), batch_size=2),
         network=computing,
         key_val_metric={"val_dice": MeanDice(output_transform=from_engine(["pred", "label"]))},
         additional_metrics={"val_loss": ValidationLoss(loss)},
         postprocessing=AsDiscreted(keys="pred", threshold=0.0),
-        val_handlers=[best],
+        val_handlers=[best, ShareBuffers(network)] if distributed else [best],
     )
     stopping = EarlyStoppingOnValidation(validator, patience)
     states = {"optimizer": optimizer, "schedule": schedule, "early_stopping": stopping, "best_weights": best}

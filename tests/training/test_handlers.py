@@ -160,6 +160,33 @@ def test_progress_lines(make_run, tmp_path, caplog, capsys):
     assert "training" in capsys.readouterr().err  # the bar
 
 
+def test_numbers_of_the_progress_lines(make_run, tmp_path, caplog, monkeypatch):
+    """Half a second of waiting and 1.5 of work a step, a loss that is the step's number, three pairs a step."""
+    run = make_run(tmp_path, max_epochs=2)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("boltzformer.training.progress.time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def wait(engine):
+        clock.now += 0.5
+
+    def work(engine):
+        clock.now += 1.5
+        engine.state.output = {"loss": float(engine.state.iteration), "label": [0, 0, 0]}
+
+    run.trainer.add_event_handler(Events.GET_BATCH_COMPLETED, wait)
+    run.trainer.add_event_handler(Events.ITERATION_COMPLETED, work)
+    Progress(interval=0.0, bar=False).attach(run.trainer)
+    with caplog.at_level("INFO", logger="boltzformer.training.progress"):
+        run.trainer.run()
+    lines = {line.split(", loss")[0]: line for line in (record.getMessage() for record in caplog.records)}
+    early, late = (lines[f"training: epoch {epoch}/2, step {step}/6"] for epoch, step in ((1, 2), (2, 4)))
+    assert "loss 1.5000, " in early  # of steps 1 and 2
+    assert "2.00 s/step, 1.5 pairs/s, waiting for data 25 %" in early
+    assert early.endswith("epoch ends in 0:00:08, training ends in 0:00:20")
+    assert "loss 8.5000, " in late  # of steps 7 to 10: an epoch begins anew
+    assert late.endswith("epoch ends in 0:00:04, training ends in 0:00:04")
+
+
 def test_measuring_the_loader_changes_no_result(make_run, tmp_path):
     plain, measured = make_run(tmp_path / "a"), None
     plain.trainer.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -42,6 +43,13 @@ def _train(rank: int, folder: str, resume: bool, number: int) -> None:
         sys.excepthook(*sys.exc_info())
         sys.stderr.flush()
         os._exit(1)
+    told = {
+        "epoch": run.trainer.state.epoch,
+        "metrics": run.validator.state.metrics,
+        "stopping": run.early_stopping.state_dict(),
+        "buffers": [buffer.tolist() for buffer in run.network.buffers()],
+    }
+    Path(folder, f"ended-{rank}.json").write_text(json.dumps(told))
     run.train_handlers[0].interruption.leave()
 
 
@@ -84,6 +92,13 @@ def _assert_resumes_to(whole: Path, cut: Path) -> None:
     assert _run(cut, resume=True) == [0, 0]
     assert _same(cut / "last.pt", whole / "last.pt")
     assert _same(cut / "model.pt", whole / "model.pt")
+
+
+def test_processes_of_unequal_shards_see_one_validation_and_one_network(whole):
+    first, second = (json.loads((whole / f"ended-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert len(first["buffers"]) == 3
+    assert first["metrics"]["val_loss"] > 0
 
 
 def test_a_killed_process_ends_the_run_and_it_resumes_to_the_same_weights(whole, tmp_path):
