@@ -17,7 +17,9 @@ from boltzformer.apps import segment as command
 from boltzformer.apps.batch import Request, run_batch
 from boltzformer.apps.findings import measure
 from boltzformer.apps.record import NAME as RECORD
+from boltzformer.apps.record import BatchRecord
 from boltzformer.data.prompts import Prompt, make_prompts
+from boltzformer.errors import InputError
 from boltzformer.manifest import sha256_of
 from boltzformer.volumes.segmented import Algorithm
 from boltzformer.volumes.write import Grid
@@ -184,6 +186,29 @@ def test_no_input_and_no_strangers_file_is_written_over(segment, scans, tmp_path
     assert (tmp_path / "out" / "a.seg.nrrd").read_text() == "drawn by hand"
     (tmp_path / "out" / RECORD).write_text("{}")
     assert segment(scans / "a.nii.gz", "liver", "-o", tmp_path / "out").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: entry["findings"][0].update(surprise=1),
+        lambda entry: entry["findings"][0].update(millilitres="many"),
+        lambda entry: entry["files"].update({"a.nii.gz": 5}),
+        lambda entry: entry.update(earlier=[["x"]]),
+        lambda entry: entry.pop("files"),
+        lambda entry: entry.update(seconds=None),
+    ],
+)
+def test_a_damaged_record_is_refused_in_one_line(tmp_path, damage):
+    finding = {"label": 1, "name": "a", "prompt": "a", "found": False, "probability": None, "voxels": 0}
+    entry = {"request": "0", "files": {"a.nii.gz": "0"}, "findings": [finding | {"millilitres": 0.0, "lesions": 0}]}
+    content = {"boltzformer_record": 1, "cases": {"a": entry | {"seconds": 1.0}}}
+    path = write_json(tmp_path / RECORD, content)
+    assert BatchRecord(tmp_path).entries == content["cases"]
+    damage(content["cases"]["a"])
+    write_json(path, content)
+    with pytest.raises(InputError, match=r"record\.json: is no record of this program, or damaged"):
+        BatchRecord(tmp_path)
 
 
 def test_a_nested_dicom_study_becomes_seg_and_rtstruct(segment, tmp_path):
