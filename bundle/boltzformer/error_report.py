@@ -11,7 +11,8 @@ _LOST = (
     "the run has lost another of its processes, which may have said why above; the last state that it saved is whole: "
     "start it again with `--resume true`"
 )
-_MARKS_OF_LOSS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "NCCL", "DistBackend")
+# of gloo, and of NCCL
+_MARKS_OF_LOSS = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "ncclRemoteError")
 
 
 def find_input_error(error: BaseException | None) -> InputError | None:
