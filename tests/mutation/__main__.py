@@ -1,7 +1,7 @@
 """Mutants: one small fault each, and the closest tests, which must fail; says who survived.
 
 python -m tests.mutation                        all of the table
-python -m tests.mutation --match training/      those of files whose path holds the text
+python -m tests.mutation --match training/      those of files whose path fits the regular expression
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -42,7 +43,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--count", type=int, default=10_000)
     options = parser.parse_args()
-    chosen = [mutant for mutant in read_table() if options.match in mutant["file"]]
+    chosen = [mutant for mutant in read_table() if re.search(options.match, mutant["file"])]
     chosen = chosen[options.first : options.first + options.count]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = _copy(Path(folder))

@@ -103,6 +103,12 @@ def test_an_intercept_without_a_slope(series, array):
     assert np.array_equal(read_series(find_series(series.folder)), array)
 
 
+def test_a_slope_without_an_intercept(series, array):
+    for file in series.files:
+        _change(file, RescaleIntercept=None)
+    assert np.array_equal(read_series(find_series(series.folder)), array + 1024)  # as stored
+
+
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
