@@ -41,7 +41,7 @@ def _kept_weights(out: Path, source: Path) -> None:
     path = source / "model.pt"
     save_atomically(STATE, path)
     keep_previous(path, out)
-    save_atomically(STATE, out / "model.pt")
+    save_atomically(STATE, path)
 
 
 def _mask(out: Path, source: Path) -> None:
