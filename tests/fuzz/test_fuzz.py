@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from tests.fuzz import kinds
+from tests.fuzz.files import dataset
 from tests.fuzz.sandbox import Sandbox, check_grid, check_record
 from tests.fuzz.tools import AFFINE, SHAPE, Finished, Tools, nifti, series
 
@@ -95,7 +96,7 @@ def _scan(box: Sandbox) -> Path:
 
 
 def _dataset(box: Sandbox) -> Path:
-    (box.given / "dataset.json").write_text(json.dumps(kinds._dataset(box, np.random.default_rng(0))))
+    (box.given / "dataset.json").write_text(json.dumps(dataset(box.given, np.random.default_rng(0))))
     return box.given
 
 
