@@ -103,9 +103,10 @@ def test_an_intercept_without_a_slope(series, array):
     assert np.array_equal(read_series(find_series(series.folder)), array)
 
 
-def test_a_slope_without_an_intercept(series, array):
+@pytest.mark.parametrize("shown_as", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_slope_without_an_intercept(series, array, shown_as):
     for file in series.files:
-        _change(file, RescaleIntercept=None)
+        _change(file, RescaleIntercept=None, PhotometricInterpretation=shown_as)
     assert np.array_equal(read_series(find_series(series.folder)), array + 1024)  # as stored
 
 
