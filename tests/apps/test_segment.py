@@ -106,7 +106,7 @@ def test_a_bad_case_stops_no_other_and_the_next_start_does_only_what_is_missing(
     first, bad, _ = account["entries"]
     assert first["inputs"][0]["sha256"] == sha256_of(scans / "a.nii.gz")
     assert {(entry["path"], entry["sha256"]) for entry in first["outputs"]} == {
-        (name, sha256_of(tmp_path / "out" / name)) for name in ("a/liver.nii.gz", "a.nii.gz")
+        (name, sha256_of(tmp_path / "out" / name)) for name in ("a/liver.nii.gz", "a.nii.gz", "a.png")
     }
     assert "b.nii.gz" in bad["reason"]
     assert len(account["weights"][0]["sha256"]) == 64
