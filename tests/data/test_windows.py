@@ -162,6 +162,9 @@ def test_the_window_that_was_taken_is_said(caplog):
     with caplog.at_level("INFO"):
         IntensityWindowd("image", "lung")({"image": CT.clip(-200, 255), "modality": "CT"})
     assert "no value below -200" in caplog.text
+    caplog.clear()
+    IntensityWindowd("image", [0, 255])({"image": CT.clip(-200, 255), "modality": "CT"})  # what the warning asks for
+    assert "no value below" not in caplog.text
 
 
 def test_a_modality_that_nothing_says_is_the_default_with_a_warning(caplog):

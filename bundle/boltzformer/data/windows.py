@@ -282,8 +282,8 @@ class IntensityWindowd(MapTransform):
     ) -> None:
         known = ", ".join(word for word in (modality, part) if word) or "modality not known"
         logger.info("%s: window %s, %g to %g (%s)", name, window.window, *limits, known)
-        if modality != "CT" or window is not self.window:
-            return
+        if modality != "CT" or window is not self.window or not isinstance(window.window, str):
+            return  # two numbers are meant as they are
         if window.window == "auto" and _plain_words(part) in _LUNG_NEARBY:
             logger.warning("%s: %r takes soft tissue; set `window` to lung for what lies inside the lungs", name, part)
         lowest = float(np.asarray(image.cpu() if isinstance(image, torch.Tensor) else image).min())  # torch's is slow
