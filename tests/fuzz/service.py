@@ -178,7 +178,7 @@ def _watched(sandbox: Sandbox, tools: Tools, work: Any) -> Finished:
 
 def _ask(sandbox: Sandbox, tools: Tools, method: str, path: str, **more: Any) -> Any:
     """A request; its answer is judged."""
-    answer = tools.service.request(method, path, follow_redirects=False, **more)
+    answer = tools.service.request(method, f"http://127.0.0.1{path}", follow_redirects=False, **more)
     told = f"{method} {path[:80]} was answered with {answer.status_code}"
     if answer.status_code not in ANSWERS:
         sandbox.problems.append(f"{told} {answer.text[:200]}")
