@@ -14,7 +14,9 @@ import monai.bundle
 import numpy as np
 import pytest
 from boltzformer.apps.experiment import run_table
-from boltzformer.apps.experiment_plan import plan_runs, read_table
+from boltzformer.apps.experiment_claims import verdict
+from boltzformer.apps.experiment_definition import read_table
+from boltzformer.apps.experiment_plan import plan_runs
 from boltzformer.apps.experiment_runs import Step
 from boltzformer.data.phantom import write_phantoms
 from boltzformer.errors import InputError
@@ -224,12 +226,13 @@ def test_the_array_job_has_one_task_for_each_missing_run(data, tmp_path, monkeyp
         ({"rows": [{"label": "a", "scores": {"file": "x"}}]}, {}, "must have `files`"),
         ({"rows": [{"label": "a", "scores": {"files": ["x"]}, "overlays": []}]}, {}, "drop one"),
         ({"figure": {"kind": "pie"}}, {}, "one of sampled_patches"),
+        ({"claims": [["Boltzmann", "ful"]]}, {}, "a claim must be the labels of two rows"),
         ({}, {"device": "gpu"}, "'gpu' is no device"),
         ({}, {"only": ["0000"]}, "has no run 0000"),
     ],
     ids=[
         *("rows", "key", "twice", "paper", "overlay", "column", "dataset", "section"),
-        *("files", "both", "figure", "device", "only"),
+        *("files", "both", "figure", "claim", "device", "only"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_run(data, tmp_path, changes, options, message):
@@ -338,6 +341,48 @@ def test_figures_are_drawn_from_finished_runs(done, tmp_path, kind):
         dice = [float(row["dice"]) for row in csv.DictReader(rows.open())]
         assert f"{sum(value < 0.01 for value in dice)} of {len(dice)} slices missed" in captions
     assert "Not the paper's budget: budget.json" in captions
+
+
+def test_a_table_says_what_its_rows_cost_and_whether_its_claims_hold(done, tmp_path):
+    table = _table(tmp_path, claims=[["Boltzmann", "full"], ["full", "Boltzmann"], ["full", "elsewhere"]])
+    settings = {key: done[key] for key in ("data", "out", "overlays")}
+    assert run_table(table, **settings, columns=["pairs", "cpu_seconds"], launcher=Launcher()) == []
+    results = {(r := json.loads(f.read_text()))["label"]: r for f in (done["out"] / "runs").glob("*/result.json")}
+    cells = _csv(done)
+    for label in ("full", "Boltzmann"):
+        assert cells[label, "measured", "pairs"] == results[label]["effort"]["pairs"] == 24
+        assert cells[label, "measured", "cpu_seconds"] == results[label]["effort"]["cpu_seconds"] > 0
+    gain = cells["Boltzmann", "measured", "mean"] - cells["full", "measured", "mean"]
+    text = (done["out"] / "mini.md").read_text()
+    assert f"Claim: Boltzmann above full. Here: {gain:+.1f} [" in text
+    assert f"Claim: full above Boltzmann. Here: {-gain:+.1f} [" in text
+    assert "full above elsewhere" not in text  # nothing of that row was measured here
+    assert text.count("| 24 |") == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.1, 0.2, "It holds"),
+        (-0.1, 0.2, "not shown"),
+        (-0.2, -0.1, "the reverse does"),
+        (None, None, "nothing follows"),
+    ],
+)
+def test_a_claim_needs_an_interval_on_its_side(low, high, said):
+    assert said in verdict({"value": 0.1, "low": low, "high": high})
+
+
+def test_without_validation_the_last_weights_are_scored(data, tmp_path):
+    rows = [{"label": "full", "overlays": ["configs/ablation/attention_full.json"]}]
+    budget = write_json(tmp_path / "budget.json", {**BUDGET, "samples_per_epoch": 8, "val_interval": 2})
+    table, out = _table(tmp_path, rows=rows), tmp_path / "out"
+    assert run_table(table, data, out, overlays=[str(budget)], launcher=launch_here) == []
+    folder = next((out / "runs").iterdir())
+    assert not (folder / "model.pt").exists()
+    assert json.loads((folder / "evaluate.json").read_text())["checkpoint"] == str(folder / "train" / "last.pt")
+    assert json.loads((folder / "result.json").read_text())["effort"]["steps"] == 2
+    assert (folder / "evaluate" / "slices.csv").is_file()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from boltzformer.metrics.summary.protocol import table_values
+from boltzformer.metrics.summary.protocol import difference_values, table_values
 
 
 def _row(dataset: str, patient: str, number: int, dice: float | str, area: float = 0.5) -> dict[str, object]:
@@ -65,3 +65,26 @@ def test_the_interval_draws_patients_not_slices():
 
 def test_nothing_scored_has_no_cell():
     assert table_values([[_row("a", "p", 0, "")]]) == {}
+
+
+def test_a_difference_is_of_the_slices_that_both_have():
+    ours = [_row("a", "p", 0, 0.5), _row("a", "q", 1, 0.7, 2.0), _row("b", "r", 0, 0.9), _row("b", "s", 0, 0.6)]
+    theirs = [_row("a", "p", 0, 0.4), _row("a", "q", 1, 0.4, 2.0), _row("b", "r", 0, 0.8), _row("b", "t", 0, 0.0)]
+    theirs += [_row("b", "s", 0, "")]  # no object there for them: not compared
+    cells = difference_values([ours], [[{**row, "text": "another wording"} for row in theirs]])
+    assert cells["mean"]["value"] == pytest.approx(((0.1 + 0.3) / 2 + 0.1) / 2)
+    assert cells["small"]["value"] == pytest.approx(0.1)
+    assert cells["large"]["value"] == pytest.approx(0.3)
+    assert cells["mean"]["n"] == 3
+    assert difference_values([ours], [[_row("c", "p", 0, 0.4)]]) == {}
+
+
+def test_the_interval_of_a_difference_is_narrow_where_both_fail_together():
+    draw = np.random.default_rng(1)
+    level = draw.uniform(0.1, 0.8, 40)
+    theirs = [_row("a", f"p{i}", 0, float(level[i])) for i in range(40)]
+    ours = [_row("a", f"p{i}", 0, float(level[i] + 0.05 + 0.01 * draw.standard_normal())) for i in range(40)]
+    cell = difference_values([ours], [theirs])["mean"]
+    assert 0.04 < cell["low"] < 0.05 < cell["high"] < 0.06
+    alone = table_values([ours])["mean"]
+    assert alone["high"] - alone["low"] > 5 * (cell["high"] - cell["low"])

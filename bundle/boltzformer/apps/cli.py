@@ -18,6 +18,7 @@ from boltzformer.apps import (
     export,
     info,
     label_server,
+    launch,
     nnunet,
     phantoms,
     prepare,
@@ -47,6 +48,7 @@ app.command("finetune")(runs.finetune)
 app.command("evaluate")(runs.evaluate)
 app.command("phantoms")(phantoms.main)
 app.command("label-server")(label_server.main)
+app.add_typer(launch.app, name="launch")
 app.add_typer(prepare.app, name="prepare")
 app.command("cache")(cache.main)
 app.command("experiment")(experiment.main)

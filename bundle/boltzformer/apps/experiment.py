@@ -11,9 +11,11 @@ import torch
 import typer
 
 from boltzformer.apps.console import one_line_errors, print_error
+from boltzformer.apps.experiment_claims import claim_lines
+from boltzformer.apps.experiment_definition import read_table
 from boltzformer.apps.experiment_figures import draw_figure
-from boltzformer.apps.experiment_plan import plan_runs, read_table
-from boltzformer.apps.experiment_runs import Launcher, execute, is_finished, launch, write_slurm
+from boltzformer.apps.experiment_plan import plan_runs
+from boltzformer.apps.experiment_runs import Launcher, execute, is_finished, launch, launch_warm, write_slurm
 from boltzformer.apps.experiment_tables import collect, describe_budget, write_table
 from boltzformer.errors import InputError
 
@@ -30,6 +32,9 @@ def main(
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each row: seeds 0, 1, ...")] = 1,
     dataset: Annotated[list[str] | None, typer.Option(help="In place of the table's datasets; repeat it.")] = None,
     section: Annotated[str | None, typer.Option(help="List that is scored; the table's own is `test`.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="Behind the table's own, such as cpu_seconds; repeat it.")
+    ] = None,
     overlay: Annotated[list[str] | None, typer.Option(help="Config below every row: a network, a budget.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="GPUs of this machine for one run (torchrun).")] = 1,
     only: Annotated[list[str] | None, typer.Option(help="Key of a run (a task of an array job).")] = None,
@@ -57,6 +62,8 @@ def main(
             only or (),
             render_only,
             write_slurm_to,
+            launch_warm,
+            column or (),
         )
     for failure in failures:
         print_error(failure)
@@ -78,6 +85,7 @@ def run_table(
     render_only: bool = False,
     slurm_dir: Path | None = None,
     launcher: Launcher = launch,
+    columns: Sequence[str] = (),
 ) -> list[str]:
     """What the command does; arguments are its options, and `launcher` runs one step of a run.
 
@@ -90,7 +98,7 @@ def run_table(
     _check_device(device, needed=not render_only and slurm_dir is None)
     out, data = out.resolve(), data.resolve()
     overlays = [_overlay(name) for name in overlays]
-    content = read_table(table, datasets, section)
+    content = read_table(table, datasets, section, columns)
     planned = plan_runs(content, data, BUNDLE, overlays, range(seeds), device, processes)
     runs_dir = out / "runs"
     every = {run.key: run for runs in planned.values() for run in runs}
@@ -111,7 +119,8 @@ def run_table(
     if not only:  # of the tasks of an array, none has all
         budget = describe_budget(content, overlays, _settings(overlays), device)
         if content.figure is None:
-            written = write_table(content, collect(content, planned, runs_dir, data), out, budget)
+            lines, claims = collect(content, planned, runs_dir, data), claim_lines(content, planned, runs_dir)
+            written = write_table(content, lines, out, budget, claims)
             print(written["md"].read_text(encoding="utf-8"))
         else:
             written = draw_figure(content, planned, runs_dir, BUNDLE, out, device, budget)

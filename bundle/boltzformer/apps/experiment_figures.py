@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from boltzformer.apps.bundle_config import read_bundle
-from boltzformer.apps.experiment_plan import Run, Table
+from boltzformer.apps.experiment_definition import Table
+from boltzformer.apps.experiment_plan import Run
 from boltzformer.apps.experiment_runs import ROWS, is_finished
 from boltzformer.data.case_prompts import case_name
 from boltzformer.data.slice_dataset import SliceDataset

@@ -15,11 +15,15 @@ from typing import Any
 from filelock import Timeout
 
 from boltzformer.apps.experiment_plan import Run, config_files, evaluation_settings
+from boltzformer.apps.warm_process import run_module
 from boltzformer.data.folders import folder_lock
 from boltzformer.errors import InputError
+from boltzformer.json_file import read_json
 from boltzformer.metrics.files import write_json, write_text
+from boltzformer.training import effort
 
 RESULT = "result.json"
+EFFORT = f"train/{effort.NAME}"
 ROWS = "evaluate/slices.csv"
 _TAIL = 5
 
@@ -53,15 +57,37 @@ def launch(step: Step) -> None:
     Raises:
         InputError: the step failed; names the log and gives its last lines.
     """
-    listed = "[" + ",".join(f"'{file}'" for file in step.files) + "]"
-    call = ["-m", "monai.bundle", "run", step.run_id, "--config_file", listed]
+    call = ["-m", "monai.bundle", *_arguments(step)]
     if step.processes > 1:
         call = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={step.processes}", *call]
     with step.log.open("ab") as log:
         done = subprocess.run([sys.executable, *call], cwd=step.bundle, stdout=log, stderr=log, check=False)
-    if done.returncode:
-        lines = step.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_TAIL:]
-        raise InputError(f"{step.run_id} ended with code {done.returncode}, see {step.log}: {' | '.join(lines)}")
+    _check(step, done.returncode)
+
+
+def launch_warm(step: Step) -> None:
+    """As `launch`, but a single process does not import PyTorch and MONAI anew, which counts where runs are short.
+
+    For programs whose main module does nothing when it is imported, see Python's `multiprocessing`.
+
+    Raises:
+        InputError: as `launch`.
+    """
+    if step.processes > 1:
+        launch(step)
+    else:
+        _check(step, run_module("monai.bundle", _arguments(step), step.bundle, step.log))
+
+
+def _arguments(step: Step) -> list[str]:
+    return ["run", step.run_id, "--config_file", "[" + ",".join(f"'{file}'" for file in step.files) + "]"]
+
+
+def _check(step: Step, code: int) -> None:
+    if code:
+        text = step.log.read_text(encoding="utf-8", errors="replace") if step.log.is_file() else ""
+        lines = text.strip().splitlines()[-_TAIL:]
+        raise InputError(f"{step.run_id} ended with code {code}, see {step.log}: {' | '.join(lines)}")
 
 
 def is_finished(run: Run, runs_dir: Path) -> bool:
@@ -85,7 +111,8 @@ def execute(
     """Train and evaluate one run, or go on where an earlier start was stopped.
 
     The run's folder `runs_dir/key` has `train.json` and `evaluate.json` (the run's own overlays), `train.log`,
-    `evaluate.log`, `model.pt`, and, once all is done, `result.json`.
+    `evaluate.log`, `model.pt`, and, once all is done, `result.json`, which also says what the training cost. A budget
+    whose `val_interval` is above `max_epochs` leaves validation out; the last weights are then scored.
 
     Args:
         run: what to do.
@@ -126,11 +153,22 @@ def execute(
             }
             launcher(_step("train", run, folder, bundle, {**resume, **common}, processes))
             trained.touch()
-        evaluation = {"output_dir": str(folder / "evaluate"), "section": run.section}
+        evaluation = {
+            "output_dir": str(folder / "evaluate"),
+            "section": run.section,
+            "checkpoint": str(_weights(folder)),
+        }
         launcher(_step("evaluate", run, folder, bundle, {**common, **evaluation}, processes))
         if not (folder / ROWS).is_file():
             raise InputError(f"{folder / ROWS}: the evaluation left no such file; see {folder / 'evaluate.log'}.")
-        write_json(folder / RESULT, {**_described(run), "seconds": round(time.time() - begun), "processes": processes})
+        took = {"seconds": round(time.time() - begun), "processes": processes}
+        write_json(folder / RESULT, {**_described(run), **took, "effort": read_json(folder / EFFORT, "effort")})
+
+
+def _weights(folder: Path) -> Path:
+    """Those of the best epoch; those of the last where the training looked at no validation (`val_interval`)."""
+    best, last = folder / "model.pt", folder / "train" / "last.pt"
+    return last if last.is_file() and not best.is_file() else best
 
 
 def _step(kind: str, run: Run, folder: Path, bundle: Path, overlay: Mapping[str, Any], processes: int) -> Step:

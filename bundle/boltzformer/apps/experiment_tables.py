@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from boltzformer.apps.experiment_plan import Run, Table, TableRow
-from boltzformer.apps.experiment_runs import ROWS, is_finished
+from boltzformer.apps.experiment_definition import COSTS, Table, TableRow
+from boltzformer.apps.experiment_plan import Run
+from boltzformer.apps.experiment_runs import RESULT, ROWS, is_finished
 from boltzformer.json_file import read_json
 from boltzformer.metrics.files import read_csv, write_csv, write_text
 from boltzformer.metrics.summary.protocol import table_values
 from boltzformer.metrics.summary.slice_scores import read_slice_scores
 
 _CSV = ("row", "source", "column", "value", "low", "high", "sd", "n", "patients", "datasets", "seeds")
-_HEADINGS = {"mean": "mean", "small": "small (< 1 %)", "large": "large (>= 1 %)", "missed": "missed"}
+_HEADINGS = {
+    "mean": "mean",
+    "small": "small (< 1 %)",
+    "large": "large (>= 1 %)",
+    "missed": "missed",
+    "pairs": "pairs trained",
+    "cpu_seconds": "CPU s",
+}
 _NOTE = (
     "Dice in % of (slice, prompt) pairs whose slice holds the object: mean within a dataset, plain mean over datasets; "
     "in brackets the 95 % interval over patients, after ± the standard deviation over seeds. "
@@ -57,12 +66,14 @@ def collect(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path, 
             continue
         done = [run for run in planned[row.label] if is_finished(run, runs_dir)]
         cells = table_values([read_csv(runs_dir / run.key / ROWS) for run in done]) if done else {}
-        by_folder = _by_folder(cells, done)
+        by_folder = {**_by_folder(cells, done), **_costs([runs_dir / run.key for run in done])}
         lines.append(Line(row.label, by_folder, row.paper, len(done), len(planned[row.label]), row.note))
     return lines
 
 
-def write_table(table: Table, lines: Sequence[Line], out_dir: Path, budget: Sequence[str]) -> dict[str, Path]:
+def write_table(
+    table: Table, lines: Sequence[Line], out_dir: Path, budget: Sequence[str], claims: Sequence[str] = ()
+) -> dict[str, Path]:
     """Write `NAME.md`, `NAME.csv` and `NAME.tex`.
 
     Args:
@@ -70,6 +81,7 @@ def write_table(table: Table, lines: Sequence[Line], out_dir: Path, budget: Sequ
         lines: from `collect`.
         out_dir: folder of the files.
         budget: lines that say what these runs were given, so that nobody takes them for the paper's.
+        claims: lines that say whether what the table is said to show was measured here.
 
     Returns:
         the files by ending.
@@ -77,7 +89,13 @@ def write_table(table: Table, lines: Sequence[Line], out_dir: Path, budget: Sequ
     columns = list(table.columns)
     header = ["", *(_HEADINGS.get(column, column) for column in columns)]
     body = [row for line in lines for row in _printed(line, columns)]
-    notes = [_NOTE, *budget, *_unfinished(lines), *(f"{line.label}: {line.note}" for line in lines if line.note)]
+    notes = [
+        *claims,
+        _NOTE,
+        *budget,
+        *_unfinished(lines),
+        *(f"{line.label}: {line.note}" for line in lines if line.note),
+    ]
     if table.note:
         notes.append(table.note)
     rule = ["---", *("---:" for _ in columns)]
@@ -101,7 +119,10 @@ def describe_budget(table: Table, overlays: Sequence[str], settings: Mapping[str
     """
     lines = [f"Trained and scored on {', '.join(table.datasets)} (list `{table.section}`), on {device}."]
     if overlays:
-        changed = ", ".join(f"{key} = {value}" for key, value in settings.items())
+        plain = {key: value for key, value in settings.items() if not isinstance(value, dict | list)}
+        # of a path the name is enough, and says nothing of the machine
+        named = {key: Path(value).name if isinstance(value, str) else value for key, value in plain.items()}
+        changed = ", ".join(f"{key} = {value}" for key, value in named.items())
         lines.append(f"Not the paper's budget: {', '.join(Path(one).name for one in overlays)} ({changed}).")
     return lines
 
@@ -122,6 +143,14 @@ def _scored_elsewhere(row: TableRow, table: Table, data: Path) -> Line:
     if "mean" in cells and cells["mean"]["datasets"] < len(table.datasets):
         note = f"mean over {cells['mean']['datasets']} of {len(table.datasets)} datasets. {note}".strip()
     return Line(row.label, cells, row.paper, 1, 1, note)
+
+
+def _costs(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """What the training of a row cost, mean over its seeds; nothing where a result does not say it."""
+    efforts = [read_json(folder / RESULT, "result").get("effort", {}) for folder in folders]
+    return {
+        name: {"cost": fmean(e[name] for e in efforts)} for name in COSTS if efforts and all(name in e for e in efforts)
+    }
 
 
 def _by_folder(cells: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
@@ -150,6 +179,8 @@ def _printed(line: Line, columns: Sequence[str]) -> list[list[str]]:
 def _cell(cell: Mapping[str, Any] | None) -> str:
     if cell is None:
         return "–"
+    if "cost" in cell:
+        return f"{cell['cost']:.0f}"
     text = f"{100 * cell['value']:.1f}"
     if cell["low"] is not None:
         text += f" [{100 * cell['low']:.1f}, {100 * cell['high']:.1f}]"
@@ -160,10 +191,13 @@ def _records(lines: Iterable[Line], columns: Sequence[str]) -> list[dict[str, An
     records: list[dict[str, Any]] = []
     for line in lines:
         for column in columns:
-            if cell := line.cells.get(column):
+            where = {"row": line.label, "source": "measured", "column": column, "seeds": line.finished}
+            cell = line.cells.get(column, {})
+            if "cost" in cell:
+                records.append({**where, "value": cell["cost"]})
+            elif cell:
                 percent = {k: None if cell[k] is None else 100 * cell[k] for k in ("value", "low", "high", "sd")}
                 counts = {k: cell[k] for k in ("n", "patients", "datasets")}
-                where = {"row": line.label, "source": "measured", "column": column, "seeds": line.finished}
                 records.append({**where, **percent, **counts})
             if column in line.paper:
                 records.append(

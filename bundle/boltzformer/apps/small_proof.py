@@ -7,27 +7,35 @@ the page that it writes says so at its head.
 from __future__ import annotations
 
 import json
+import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from boltzformer.apps.console import one_line_errors, print_error
 from boltzformer.apps.dynunet import train_and_score
 from boltzformer.apps.experiment import run_table
-from boltzformer.apps.experiment_runs import Launcher, launch
+from boltzformer.apps.experiment_definition import COSTS, read_table
+from boltzformer.apps.experiment_plan import plan_runs
+from boltzformer.apps.experiment_runs import RESULT, Launcher, launch, launch_warm
 from boltzformer.bundle_folder import bundle_folder
-from boltzformer.data.cases import load_cases
+from boltzformer.data.prepare.shipped import PARTS, shipped_content
 from boltzformer.errors import InputError
+from boltzformer.json_file import read_json
 from boltzformer.metrics.files import write_json, write_text
 
 OVERLAYS = ("configs/network/shipped.json", "configs/train_shipped.json", "configs/tables/small/budget.json")
-SMALL = ("small/table1", "small/table2")
+SMALL = ("small/comparison", "small/table1", "small/table2")
 TABLES = tuple(f"table{number}" for number in range(3, 9))
 FIGURES = ("sampled_patches", "attention_rules", "decoders", "failures")
-DATASETS = {"openkbp": (24, 4), "lidc_crops": (60, 20)}
+COLUMNS = ("small", "large", "missed", *COSTS)
+"""Of every table, behind its own."""
+CASES = {"openkbp": (40, 4), "lidc_crops": (120, 16)}
 """Folder to the numbers of training and validation cases that are used."""
 
 
@@ -36,13 +44,19 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of runs, tables, figures and the page.")] = Path("small_proof"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     backbone_weights: Annotated[Path | None, typer.Option(help="Of tiny_vit_5m_224; random without.")] = None,
-    budget: Annotated[Path | None, typer.Option(help="Overlay in place of tables/small/budget.json.")] = None,
-    dynunet_minutes: Annotated[float, typer.Option(min=0, help="Of each dataset's DynUNet; 0 leaves it out.")] = 2.0,
+    budget: Annotated[Path | None, typer.Option(help="Overlay on top of tables/small/budget.json.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each row: seeds 0, 1, ...; DynUNet has one.")] = 1,
+    dynunet_minutes: Annotated[
+        float | None, typer.Option(min=0, help="Of each dataset's DynUNet; by default BoltzFormer's; 0 leaves it out.")
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Table or figure, such as table3; repeat it.")] = None,
+    render_only: Annotated[bool, typer.Option(help="Run nothing; make the page of what is finished.")] = False,
 ) -> None:
     """Run tables 1 to 8 and the figures with a tiny budget; started again, it goes on."""
     with one_line_errors():
-        failures = prove(data, out, device, backbone_weights, budget, dynunet_minutes, only or ())
+        failures = prove(
+            data, out, device, backbone_weights, budget, dynunet_minutes, only or (), seeds, launch_warm, render_only
+        )
     for failure in failures:
         print_error(failure)
     if failures:
@@ -55,9 +69,11 @@ def prove(
     device: str = "cpu",
     backbone_weights: Path | None = None,
     budget: Path | None = None,
-    dynunet_minutes: float = 2.0,
+    dynunet_minutes: float | None = None,
     only: Sequence[str] = (),
+    seeds: int = 1,
     launcher: Launcher = launch,
+    render_only: bool = False,
 ) -> list[str]:
     """What the command does; its options are described there.
 
@@ -66,10 +82,13 @@ def prove(
         out: folder of everything that is written.
         device: where the networks are run.
         backbone_weights: of `tiny_vit_5m_224`; None starts at random.
-        budget: overlay in place of `configs/tables/small/budget.json`.
-        dynunet_minutes: of each dataset's DynUNet; 0 leaves it out.
+        budget: overlay on top of `configs/tables/small/budget.json`.
+        dynunet_minutes: of each dataset's DynUNet, on a CPU minutes of the processor; None gives each what
+            BoltzFormer's training took, 0 leaves it out.
         only: tables and figures; all by default.
+        seeds: of each row.
         launcher: runs one step of a run.
+        render_only: run nothing; make the page of what is finished.
 
     Returns:
         a line for each run that failed.
@@ -78,56 +97,77 @@ def prove(
         InputError: a dataset is missing, or `only` names no table and no figure.
     """
     configs = bundle_folder() / "configs"
-    tables = [*(configs / "tables" / f"{name}.json" for name in (*SMALL, *TABLES))]
+    tables = [configs / "tables" / f"{name}.json" for name in (SMALL[0], *TABLES, *SMALL[1:])]
     figures = [configs / "figures" / f"{name}.json" for name in FIGURES]
     if unknown := set(only) - {path.stem for path in (*tables, *figures)}:
         raise InputError(f"--only: there is no table or figure {sorted(unknown)[0]!r}.")
     begun = time.monotonic()
     out = out.resolve()
-    parts = {name: write_part(data / name, out / "data" / name, *counts) for name, counts in DATASETS.items()}
+    for part in PARTS:
+        write_part(shipped_content(data / part.name, part), out / "data" / part.name, *CASES[part.name])
     own = write_json(out / "own.json", _own(budget, backbone_weights))
-    overlays = [*OVERLAYS, str(own)]
-    for name, folder in parts.items():
-        target = out / "data" / "dynunet" / name
-        if dynunet_minutes and not (target / "slices.csv").is_file():
-            train_and_score(folder, target, dynunet_minutes, patch=(64, 64, 32), filters=16, device=device)
+    settings: dict[str, Any] = {"data": out / "data", "out": out, "device": device, "seeds": seeds}
+    settings |= {"datasets": list(CASES), "section": "validation", "launcher": launcher}
+    settings["render_only"] = render_only
     failures: list[str] = []
-    made = []
-    for path in (*tables, *figures):
-        if only and path.stem not in only:
-            continue
-        given = [str(own)] if path.parent.name == "small" else overlays
-        failures += run_table(path, out / "data", out, device, 1, list(parts), "validation", given, launcher=launcher)
-        made.append(out / f"{path.stem}.md")
+    tables, figures = ([path for path in some if not only or path.stem in only] for some in (tables, figures))
+    for path in tables:
+        failures += run_table(path, overlays=_overlays(path, own), columns=COLUMNS, **settings)
+    if tables and dynunet_minutes != 0 and not render_only:
+        _train_dynunets(out, device, own, dynunet_minutes)
+        for path in tables:
+            run_table(path, overlays=_overlays(path, own), columns=COLUMNS, **{**settings, "render_only": True})
+    for path in figures:
+        failures += run_table(path, overlays=_overlays(path, own), **settings)
     minutes = (time.monotonic() - begun) / 60
-    _write_page(out, made, parts, own, dynunet_minutes, minutes)
+    _write_page(out, [out / f"{path.stem}.md" for path in (*tables, *figures)], own, device, minutes)
     return failures
 
 
-def write_part(source: Path, target: Path, training: int, validation: int) -> Path:
-    """A dataset that lists the first cases of another, whose files stay where they are.
+def _overlays(path: Path, own: Path) -> list[str]:
+    """Overlays below every row: the small tables name theirs, those of the paper get them."""
+    return [str(own)] if path.parent.name == "small" else [*OVERLAYS, str(own)]
+
+
+def _train_dynunets(out: Path, device: str, own: Path, minutes: float | None) -> None:
+    """A DynUNet for each dataset that has none, each with the time that BoltzFormer's training took on both."""
+    processor_time = torch.device(device).type == "cpu"
+    for name in CASES:
+        target = out / "data" / "dynunet" / name
+        if (target / "slices.csv").is_file():
+            continue
+        if minutes is None:
+            path = bundle_folder() / "configs" / "tables" / f"{SMALL[0]}.json"
+            table = read_table(path, list(CASES), "validation")
+            run = next(iter(plan_runs(table, out / "data", bundle_folder(), [str(own)], device=device).values()))[0]
+            effort = read_json(out / "runs" / run.key / RESULT, "result of BoltzFormer's run")["effort"]
+            minutes = effort["cpu_seconds" if processor_time else "seconds"] / 60
+        train_and_score(
+            out / "data" / name,
+            target,
+            minutes,
+            patch=(64, 64, 32),
+            filters=16,
+            device=device,
+            processor_time=processor_time,
+        )
+
+
+def write_part(content: Mapping[str, Any], target: Path, training: int, validation: int) -> Path:
+    """A dataset that lists cases of another, spread over its lists; their files stay where they are.
 
     Args:
-        source: folder in Decathlon layout with both lists.
+        content: of a `dataset.json` with both lists and absolute paths.
         target: folder of the new `dataset.json`.
         training: number of cases.
         validation: number of cases.
-
-    Raises:
-        InputError: the dataset cannot be read.
     """
     lists = {}
     for section, count in (("training", training), ("validation", validation)):
-        cases = load_cases(source, section)
-        step = max(1, len(cases) // count)
-        lists[section] = [_listed(case) for case in cases[::step][:count]]
-    content = json.loads((source / "dataset.json").read_text(encoding="utf-8"))
+        cases = content[section]
+        lists[section] = cases[:: max(1, len(cases) // count)][:count]
     write_json(target / "dataset.json", {**content, "test": [], **lists})
     return target
-
-
-def _listed(case: dict[str, Any]) -> dict[str, Any]:
-    return {key: case[key] for key in ("image", "label", "patient")}
 
 
 def _own(budget: Path | None, backbone_weights: Path | None) -> dict[str, Any]:
@@ -141,24 +181,38 @@ def _own(budget: Path | None, backbone_weights: Path | None) -> dict[str, Any]:
     return {"backbone_weights": str(backbone_weights.resolve()), "pretrained": False, **content}
 
 
-def _write_page(
-    out: Path, made: Sequence[Path], parts: dict[str, Path], own: Path, dynunet_minutes: float, minutes: float
-) -> None:
+def _write_page(out: Path, made: Sequence[Path], own: Path, device: str, minutes: float) -> None:
     settings = json.loads((bundle_folder() / OVERLAYS[-1]).read_text(encoding="utf-8"))
     settings.update(json.loads(own.read_text(encoding="utf-8")))
     start = "a pretrained backbone" if settings.get("backbone_weights") else "a random start"
-    pairs = settings["samples_per_epoch"] * settings["max_epochs"]
-    cases = ", ".join(f"{n} + {m} cases of {name}" for name, (n, m) in DATASETS.items() if name in parts)
-    head = (
-        "# A small proof of the chain\n\n"
-        f"**These are not the paper's experiments.** Each row was trained on {pairs} slices from {start}, with the "
-        f"small network (TinyViT, 256 px) on a CPU; the paper trained for up to 40 epochs on 32 GPUs. {cases} "
-        f"(training + validation) were used, and rows are scored on the validation cases. DynUNet had "
-        f"{dynunet_minutes:g} minutes a dataset. Differences between rows are noise of so short a training. What the "
-        f"page shows: every table and figure comes out of one command. This start of it took {minutes:.0f} minutes.\n"
-    )
+    slices = settings["samples_per_epoch"] * settings["max_epochs"]
+    cases = ", ".join(f"{training} + {validation} cases of {name}" for name, (training, validation) in CASES.items())
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((out / "runs").glob("*/result.json"))]
+    hours = sum(result["effort"]["cpu_seconds"] for result in results) / 3600
+    prompts, size = settings["prompts_per_slice"], settings["network_def#image_size"]
+    head = f"""# A small proof of the chain
+
+**These are not the paper's experiments, and no results about the method.** Each row was trained on {slices} slices with
+{prompts} prompts each, from {start} and a random decoder, with the small network (TinyViT, {size} px;
+sentence encoder frozen); the paper trained for up to 40 epochs on 32 GPUs. {cases} (training + validation) were used,
+and rows are scored on the validation cases. What the page shows: every table and figure comes out of one command, and
+what a row's training cost stands beside it.
+
+Made on {datetime.now(UTC):%Y-%m-%d} with {_machine(device)}: {len(results)} runs, {hours:.2f} processor hours of
+training (the last start of the command took {minutes:.0f} minutes). Pairs are equal in all rows; CPU s is the processor
+time of a row's training. Each DynUNet had the processor time of the first row for its own dataset alone.
+"""
     texts = [path.read_text(encoding="utf-8") for path in made if path.is_file()]
     print(f"Written: {write_text(out / 'experiments_small.md', head + chr(10) + chr(10).join(texts))}")
+
+
+def _machine(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{torch.get_num_threads()} thread(s) of {models[0] if models else platform.processor() or 'a CPU'}"
 
 
 if __name__ == "__main__":

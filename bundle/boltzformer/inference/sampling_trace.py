@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from boltzformer.networks.attention.rules import Boltzmann
-from boltzformer.networks.attention.rules.boltzmann import temperature
 from boltzformer.networks.boltzformer import BoltzFormer
 
 
@@ -100,7 +99,7 @@ def trace_slice(network: BoltzFormer, image: Tensor, prompt: str, label: Tensor 
             torch.ones(1, decoder.num_queries, *grid, dtype=torch.bool) if kept is None else kept[0].unflatten(-1, grid)
         )
         sets = sets.cpu()
-        tau = temperature(decoder.rule.base_temperature, layer) if isinstance(decoder.rule, Boltzmann) else None
+        tau = decoder.rule.temperature_of(layer) if isinstance(decoder.rule, Boltzmann) else None
         layers.append(LayerTrace(layer, tau, sets.numpy(), float(sets.float().mean()), _object_share(sets, label)))
     return SliceTrace(
         image[image.shape[0] // 2].cpu().numpy(),

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 LAST_NAME = "last.pt"
-MAY_BE_ABSENT = frozenset({"curves"})
+MAY_BE_ABSENT = frozenset({"curves", "effort"})
 """States that began with a later version; a run without them goes on."""
 
 

@@ -81,7 +81,7 @@ class Progress:
 
     def _step_ended(self, engine: Workflow) -> None:
         self._steps += 1
-        self._pairs += _pairs_of(engine.state.output)
+        self._pairs += pairs_of(engine.state.output)
         self._loss_sum += loss_of(engine.state.output).get("loss", 0.0)
         now = time.perf_counter()
         last = engine.state.iteration % engine.state.epoch_length == 0  # the epoch's own line follows
@@ -124,7 +124,7 @@ def loss_of(output: object) -> dict[str, float]:
     return {"loss": float(torch.as_tensor(first["loss"]).detach())}
 
 
-def _pairs_of(output: object) -> int:
+def pairs_of(output: object) -> int:
     """(slice, prompt) pairs of an iteration: MONAI's output is one dict a pair once the batch is split."""
     return len(output["label"]) if isinstance(output, dict) else len(output) if isinstance(output, list) else 0
 

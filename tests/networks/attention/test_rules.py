@@ -15,6 +15,7 @@ from boltzformer.networks.attention.rules.boltzmann import (
     number_of_trials,
     temperature,
 )
+from boltzformer.networks.attention.rules.constant_temperature import ConstantTemperature
 from boltzformer.networks.attention.rules.rule import AttentionRule, fill_empty
 from boltzformer.networks.attention.rules.threshold import threshold_attention_set
 
@@ -129,3 +130,14 @@ def test_a_rule_says_what_it_was_built_with_and_two_of_one_name_are_refused():
     }
     with pytest.raises(TypeError, match="has a Full already"):
         type("Full", (AttentionRule,), {"__module__": "elsewhere"})
+
+
+def test_without_annealing_every_layer_draws_as_the_first():
+    generator = torch.Generator().manual_seed(2)
+    logits, noise = torch.randn(1, 1, 4, 256, generator=generator), torch.empty(1, 1, 4, 256)
+    noise.exponential_(generator=generator)
+    annealed, constant = Boltzmann(0.1, 0.2), ConstantTemperature(0.1, 0.2)
+    first = annealed.keep(logits, 0, noise)
+    assert all(torch.equal(constant.keep(logits, layer, noise), first) for layer in (0, 4, 8))
+    assert not torch.equal(annealed.keep(logits, 8, noise), first)
+    assert constant.definition == {**annealed.definition, "type": "ConstantTemperature"}

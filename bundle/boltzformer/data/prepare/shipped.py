@@ -54,6 +54,9 @@ LIDC_CROPS = ShippedPart(
 )
 
 
+PARTS = (OPENKBP, LIDC_CROPS)
+
+
 def write_shipped_data(
     openkbp: Path, lidc_crops: Path, out: Path, say: Callable[[str], None] = lambda line: None
 ) -> list[Path]:
@@ -77,7 +80,7 @@ def write_shipped_data(
     """
     written, split = [], {}
     for folder, part in ((openkbp, OPENKBP), (lidc_crops, LIDC_CROPS)):
-        content = _content(folder, part)
+        content = shipped_content(folder, part)
         for ending, every in (("", 1), ("_short", part.every)):
             chosen = {**content, "validation": content["validation"][::every]}
             path = _write(out / f"{part.name}{ending}.json", chosen)
@@ -90,7 +93,16 @@ def write_shipped_data(
     return [*written, path]
 
 
-def _content(folder: Path, part: ShippedPart) -> dict[str, Any]:
+def shipped_content(folder: Path, part: ShippedPart) -> dict[str, Any]:
+    """A folder's datalist with absolute paths, and with what its `dataset.json` does not say.
+
+    Args:
+        folder: in Decathlon layout.
+        part: which of the folders it should be.
+
+    Raises:
+        InputError: it is another dataset, or lacks a list.
+    """
     source = folder / "dataset.json"
     content = read_json(source, "dataset")
     if not isinstance(content, dict) or not all(content.get(section) for section in SECTIONS):

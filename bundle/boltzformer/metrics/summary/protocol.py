@@ -49,6 +49,39 @@ def table_values(
     return cells
 
 
+def difference_values(
+    first: Sequence[Sequence[Row]],
+    second: Sequence[Sequence[Row]],
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:
+    """By how much Dice of one row of a table is above another's on the same slices.
+
+    Args:
+        first: rows for each seed, as `table_values` takes them.
+        second: the same; seeds that only one of the two has are left out.
+        resamples: bootstrap draws.
+        confidence: coverage of the interval.
+        seed: of the draws.
+
+    Returns:
+        cells as those of `table_values` of first minus second: for `mean` and, where there are any, `small` and
+        `large`; nothing where the two share no slice.
+    """
+    paired = []
+    for ours, theirs in zip(first, second, strict=False):
+        known = {key_of(row): _dice(row) for row in theirs if _positive(row)}
+        shared = [row for row in ours if _positive(row) and key_of(row) in known]
+        paired.append([{**row, "gain": _dice(row) - known[key_of(row)]} for row in shared])
+    cells: dict[str, dict[str, Any]] = {}
+    for name in ("mean", "small", "large"):
+        chosen = [[row for row in rows if _rule(name)[0](row)] for rows in paired]
+        if any(chosen):
+            cells[name] = _cell(chosen, lambda row: float(row["gain"]), resamples, confidence, seed)
+    return cells
+
+
 def _rule(name: str) -> tuple[Callable[[Row], bool], Callable[[Row], float]]:
     if name == "small":
         return lambda row: float(row["area_percent"]) < SMALL_BELOW_PERCENT, _dice

@@ -41,7 +41,11 @@ class Boltzmann(AttentionRule):
         """See `AttentionRule`."""
         if noise is None:
             raise ValueError("the Boltzmann rule needs noise")
-        return draw_attention_set(logits, noise, temperature(self.base_temperature, layer), self.sample_ratio)
+        return draw_attention_set(logits, noise, self.temperature_of(layer), self.sample_ratio)
+
+    def temperature_of(self, layer: int) -> float:
+        """tau_l of a layer, counted from 0."""
+        return temperature(self.base_temperature, layer)
 
     def sets_per_query(self, num_heads: int) -> int:
         """See `AttentionRule`."""
