@@ -7,7 +7,8 @@ import torch
 from boltzformer.errors import InputError
 from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, between_looks, coarse_pass_of, first_looks
 from boltzformer.inference.existence import ExistenceGate
-from boltzformer.inference.slice_inferer import BLANK_LOGIT, PromptedSliceInferer
+from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.inference.slices import BLANK_LOGIT
 from boltzformer.recipe import Recipe
 from monai.data import MetaTensor
 

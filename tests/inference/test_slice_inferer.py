@@ -10,8 +10,9 @@ from boltzformer.errors import InputError
 from boltzformer.inference.ensemble import SeededDecodings
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
-from boltzformer.inference.slice_inferer import BLANK_LOGIT, PromptedSliceInferer
+from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.inference.slice_progress import SliceProgress
+from boltzformer.inference.slices import BLANK_LOGIT
 from boltzformer.networks.hurried import HurriedNetwork
 from monai.data import MetaTensor, list_data_collate
 

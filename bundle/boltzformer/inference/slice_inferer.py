@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from boltzformer.data.canvas import check_pixel_sizes
 from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
-from boltzformer.data.windows import apply_window, limits_of
+from boltzformer.data.windows import limits_of
 from boltzformer.errors import InputError
 from boltzformer.inference.canvas import OnCanvas, on_canvas, spacing_of
 from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, between_looks, first_looks
@@ -23,6 +22,7 @@ from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, E
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.precision import Precision, check_precision, computation_of, hurried
 from boltzformer.inference.slice_progress import SliceProgress
+from boltzformer.inference.slices import Found, Slices
 from boltzformer.networks.hurried import HurriedNetwork
 
 logger = logging.getLogger(__name__)
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 LARGEST_BATCH = 64
 PROMPT_KEY = "prompt"
 """Entry of a volume's metadata with the prompts of this volume alone, as `parse_prompts` takes them."""
-BLANK_LOGIT = -16.0
-"""Of a slice that is not computed; a probability of 1e-7."""
 
 
 class PromptedSliceInferer(SliceInferer):
@@ -133,8 +131,8 @@ class PromptedSliceInferer(SliceInferer):
             prompts = parse_prompts(getattr(inputs, "meta", {}).get(PROMPT_KEY)) or self.prompt
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
         network = self._fitted(self.computing(network), inputs)
-        volume = _Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs))
-        found = _Found.nothing(volume, len(sentences))
+        volume = Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs))
+        found = Found.nothing(volume, len(sentences))
         device_type = next(cast(Any, network).parameters()).device.type
         with torch.no_grad(), torch.autocast(device_type, self.autocast, enabled=self.autocast is not None):
             text = cast(Any, network).encode_text(sentences)
@@ -179,7 +177,7 @@ class PromptedSliceInferer(SliceInferer):
             return [1] * len(sentences)
         return self.coarse.steps(sentences, spacing_of(inputs)[self.spatial_dim])
 
-    def _passes(self, slices: Tensor, looks: Tensor, found: _Found) -> Iterator[Tensor]:
+    def _passes(self, slices: Tensor, looks: Tensor, found: Found) -> Iterator[Tensor]:
         """Which prompt is asked for in which slice, bool (D, P): the first looks, then what they leave to search."""
         yield looks
         more = between_looks(slices, looks, found.scores)
@@ -190,7 +188,7 @@ class PromptedSliceInferer(SliceInferer):
         if bool(more.any()):
             yield more
 
-    def _batches(self, volume: _Slices, network: Any, text: Any, asked: Tensor) -> Iterator[tuple[Tensor, Any]]:
+    def _batches(self, volume: Slices, network: Any, text: Any, asked: Tensor) -> Iterator[tuple[Tensor, Any]]:
         """Pairs of the indices of some slices and the network's `Prediction` for them."""
         device = next(network.parameters()).device
         wanted = asked.any(1).nonzero()[:, 0]
@@ -211,7 +209,7 @@ class PromptedSliceInferer(SliceInferer):
                 yield chosen, predict(self._stack(volume, chosen).to(device), chosen)
                 progress.done(len(chosen))
 
-    def _slices_to_compute(self, volume: _Slices) -> Tensor:
+    def _slices_to_compute(self, volume: Slices) -> Tensor:
         """Indices of the slices that are not blank."""
         seen = volume.check_and_see()
         if not self.skip_blank:
@@ -228,7 +226,7 @@ class PromptedSliceInferer(SliceInferer):
 
     def _first_batch(
         self,
-        volume: _Slices,
+        volume: Slices,
         chosen: Tensor,
         network: Any,
         prompts: int,
@@ -251,83 +249,13 @@ class PromptedSliceInferer(SliceInferer):
             )
         return found, cost
 
-    def _stack(self, volume: _Slices, chosen: Tensor) -> Tensor:
+    def _stack(self, volume: Slices, chosen: Tensor) -> Tensor:
         """Slices with their neighbours as channels, (B, 1 or 3, H, W) float32 in [0, 1]."""
         if self.num_adjacent == 0:
             return volume.windowed(chosen[:, None])
         offsets = range(-self.num_adjacent, self.num_adjacent + 1)
         near = torch.stack([(chosen + offset).clamp(0, len(volume) - 1) for offset in offsets], dim=1)
         return volume.windowed(near)
-
-
-@dataclass
-class _Found:
-    """What was found so far in D slices for P prompts.
-
-    Attributes:
-        logits: (D, P, H, W) float16; a slice lies in one piece of memory: it is computed, turned and saved by slices.
-        scores: probability that the object is there, (D, P) float32; 0 where it was not computed.
-        scored: whether the network scores it.
-    """
-
-    logits: Tensor
-    scores: Tensor
-    scored: bool = False
-
-    @classmethod
-    def nothing(cls, volume: _Slices, prompts: int) -> _Found:
-        """Empty masks for a volume."""
-        shape = (len(volume), prompts, *volume.voxels.shape[1:])
-        logits = torch.full(shape, BLANK_LOGIT, dtype=torch.float16, device=volume.voxels.device)
-        return cls(logits, torch.zeros(shape[:2]))
-
-    def take(self, chosen: Tensor, asked: Tensor, logits: Tensor, probability: Tensor | None) -> None:
-        """Keep what was asked for in some slices: bool (n, P), logits (n, P, H, W) and probabilities (n, P)."""
-        part, p = asked.nonzero(as_tuple=True)
-        whole = bool(asked.all())
-        made = logits.to(self.logits.device, torch.float16)
-        if whole:
-            self.logits[chosen] = made
-        else:
-            self.logits[chosen[part], p] = made[part, p]
-        if probability is not None:
-            self.scores[chosen[part], p], self.scored = probability.float().cpu()[part, p], True
-
-
-class _Slices:
-    """A volume cut into slices, which are windowed when they are taken.
-
-    Args:
-        voxels: (D, H, W), a view of the volume.
-        limits: of a window that is still to be applied; None where the voxels lie in [0, 1].
-    """
-
-    def __init__(self, voxels: Tensor, limits: tuple[float, float] | None) -> None:
-        self.voxels = voxels
-        self.limits = limits
-
-    def __len__(self) -> int:
-        return len(self.voxels)
-
-    def windowed(self, chosen: Tensor) -> Tensor:
-        """Slices of some indices (...), as (..., H, W) float32."""
-        taken = self.voxels[chosen.to(self.voxels.device)]
-        return taken.float() if self.limits is None else apply_window(taken, *self.limits)
-
-    def check_and_see(self) -> Tensor:
-        """Which slices hold anything above 0, after the window; bool (D,) on the host.
-
-        Raises:
-            InputError: there is no window to apply, and the voxels are outside [0, 1].
-        """
-        highest = torch.stack([one.amax() for one in self.voxels]).cpu()
-        if self.limits is None and not bool((highest <= 1).all()):
-            raise InputError(
-                f"expected intensities in [0, 1], found up to {float(highest.max()):g}, and no window to apply: the "
-                "preprocessing lacks `IntensityWindowd`, or the volume has lost its metadata on the way."
-            )
-        # by the very arithmetic of the window
-        return (highest if self.limits is None else apply_window(highest, *self.limits)) > 0
 
 
 def prompt_sentences(prompt: str | Prompt | Sequence[str | Prompt] | None, default: str | None = None) -> list[str]:

@@ -1,0 +1,84 @@
+"""A volume cut into slices, and what was found in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from boltzformer.data.windows import apply_window
+from boltzformer.errors import InputError
+
+BLANK_LOGIT = -16.0
+"""Of a slice that is not computed; a probability of 1e-7."""
+
+
+@dataclass
+class Found:
+    """What was found so far in D slices for P prompts.
+
+    Attributes:
+        logits: (D, P, H, W) float16; a slice lies in one piece of memory: it is computed, turned and saved by slices.
+        scores: probability that the object is there, (D, P) float32; 0 where it was not computed.
+        scored: whether the network scores it.
+    """
+
+    logits: Tensor
+    scores: Tensor
+    scored: bool = False
+
+    @classmethod
+    def nothing(cls, volume: Slices, prompts: int) -> Found:
+        """Empty masks for a volume."""
+        shape = (len(volume), prompts, *volume.voxels.shape[1:])
+        logits = torch.full(shape, BLANK_LOGIT, dtype=torch.float16, device=volume.voxels.device)
+        return cls(logits, torch.zeros(shape[:2]))
+
+    def take(self, chosen: Tensor, asked: Tensor, logits: Tensor, probability: Tensor | None) -> None:
+        """Keep what was asked for in some slices: bool (n, P), logits (n, P, H, W) and probabilities (n, P)."""
+        part, p = asked.nonzero(as_tuple=True)
+        whole = bool(asked.all())
+        made = logits.to(self.logits.device, torch.float16)
+        if whole:
+            self.logits[chosen] = made
+        else:
+            self.logits[chosen[part], p] = made[part, p]
+        if probability is not None:
+            self.scores[chosen[part], p], self.scored = probability.float().cpu()[part, p], True
+
+
+class Slices:
+    """A volume cut into slices, which are windowed when they are taken.
+
+    Args:
+        voxels: (D, H, W), a view of the volume.
+        limits: of a window that is still to be applied; None where the voxels lie in [0, 1].
+    """
+
+    def __init__(self, voxels: Tensor, limits: tuple[float, float] | None) -> None:
+        self.voxels = voxels
+        self.limits = limits
+
+    def __len__(self) -> int:
+        return len(self.voxels)
+
+    def windowed(self, chosen: Tensor) -> Tensor:
+        """Slices of some indices (...), as (..., H, W) float32."""
+        taken = self.voxels[chosen.to(self.voxels.device)]
+        return taken.float() if self.limits is None else apply_window(taken, *self.limits)
+
+    def check_and_see(self) -> Tensor:
+        """Which slices hold anything above 0, after the window; bool (D,) on the host.
+
+        Raises:
+            InputError: there is no window to apply, and the voxels are outside [0, 1].
+        """
+        highest = torch.stack([one.amax() for one in self.voxels]).cpu()
+        if self.limits is None and not bool((highest <= 1).all()):
+            raise InputError(
+                f"expected intensities in [0, 1], found up to {float(highest.max()):g}, and no window to apply: the "
+                "preprocessing lacks `IntensityWindowd`, or the volume has lost its metadata on the way."
+            )
+        # by the very arithmetic of the window
+        return (highest if self.limits is None else apply_window(highest, *self.limits)) > 0
