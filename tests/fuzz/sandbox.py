@@ -125,7 +125,8 @@ def check_again(sandbox: Sandbox, exit_code: int, source: Path, before: dict[str
         sandbox.problems += [f"{name} changed though the run failed" for name in changed]
         sandbox.check_whole({*before, "manifest.1.json"})
         return
-    files = json.loads((sandbox.out / "record.json").read_text())["cases"]["a"]["files"]
+    # a byte order mark before it is no damage
+    files = json.loads((sandbox.out / "record.json").read_text("utf-8-sig"))["cases"]["a"]["files"]
     for name, digest in files.items():
         if hashlib.sha256((sandbox.out / name).read_bytes()).hexdigest() != digest:
             sandbox.problems.append(f"{name} is not what the record says")
