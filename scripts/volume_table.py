@@ -24,9 +24,10 @@ from torch import Tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
 
+from boltzformer.cpu import cpu_has_bfloat16
 from boltzformer.data.windows import IntensityWindow
 from boltzformer.inference.api import Segmenter
-from boltzformer.inference.precision import Precision, cpu_has_bfloat16
+from boltzformer.inference.precision import Precision
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.networks.boltzformer import BoltzFormer
 from boltzformer.networks.image_encoder import ImageEncoder

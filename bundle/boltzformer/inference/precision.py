@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
+from boltzformer.cpu import cpu_has_bfloat16
 from boltzformer.errors import InputError
 from boltzformer.networks.boltzformer import BoltzFormer
 from boltzformer.networks.hurried import HurriedNetwork, group_of
@@ -69,8 +70,3 @@ def _computes_in_groups(network: Any, precision: Precision) -> bool:
     if precision == "bfloat16":
         raise InputError("precision bfloat16 is for a BoltzFormer that is decoded once; take float32, or `amp`.")
     return False
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 numbers itself (AMX or AVX-512); others emulate it, slowly."""
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
