@@ -80,6 +80,7 @@ def test_manifest_of_a_run_with_failures(infer, scans, weights, tmp_path):  # no
         "a/two.nii.gz",
         "a.nii.gz",
         "a.json",
+        "a.png",
     ]
     assert found["a"]["path"] == found["a"]["inputs"][0]["path"] == "../scans/a.nii.gz"
     assert len(found["a"]["inputs"][0]["sha256"]) == 64
