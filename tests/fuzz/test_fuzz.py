@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_damaged_inputs_break_nothing():
-    command = [sys.executable, "-m", "tests.fuzz", "--count", "2000", "--seed", "0"]
+    command = [sys.executable, "-m", "tests.fuzz", "--count", "600", "--seed", "0"]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -31,7 +31,7 @@ def test_damaged_inputs_break_nothing():
     }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert "2000 inputs" in done.stdout
+    assert "600 inputs" in done.stdout
     assert "0 violations" in done.stdout
 
 
