@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from boltzformer.errors import InputError
-from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, between_looks, coarse_pass_of, first_looks
+from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, after_looks, coarse_pass_of, first_looks
 from boltzformer.inference.existence import ExistenceGate
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.inference.slices import BLANK_LOGIT
@@ -28,14 +28,14 @@ def test_steps_follow_the_spacing_and_the_wording():
 def test_looks_and_what_they_leave():
     slices = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 21, 22])  # blank ones between
     looks = first_looks(slices, [4, 1], 25)
-    assert looks[:, 0].nonzero()[:, 0].tolist() == [0, 4, 8, 9, 20, 22]
-    assert looks[:, 1].nonzero()[:, 0].tolist() == slices.tolist()
+    assert looks.nonzero()[:, 0].tolist() == [0, 4, 8, 9, 20, 22]
+    assert first_looks(slices, [1, 1], 25).nonzero()[:, 0].tolist() == slices.tolist()
     probability = torch.zeros(25, 2)
     probability[4, 0] = IMPROBABLE
-    more = between_looks(slices, looks, probability)
+    more = after_looks(slices, looks, probability, [4, 1])
     assert more[:, 0].nonzero()[:, 0].tolist() == [1, 2, 3, 5, 6, 7]
-    assert not more[:, 1].any()
-    assert not between_looks(slices, looks, torch.zeros(25, 2)).any()
+    assert more[:, 1].nonzero()[:, 0].tolist() == [1, 2, 3, 5, 6, 7, 21]  # the small nodule is searched everywhere
+    assert not after_looks(slices, looks, torch.zeros(25, 2), [4, 4]).any()
     assert first_looks(torch.zeros(0, dtype=torch.long), [4], 3).sum() == 0
 
 
@@ -69,12 +69,21 @@ def test_what_is_computed_is_as_before_and_the_rest_is_empty(volume, network):
     score = everywhere.meta["existence"][0].T  # (D, P)
     slices = torch.arange(23)
     looks = first_looks(slices, [4, 1, 4], 23)
-    computed = looks | between_looks(slices, looks, score)
+    computed = looks[:, None] | after_looks(slices, looks, score, [4, 1, 4])
     assert 0 < int((~computed).sum()) < 23
     result = _segment(volume, network, EVERY_4_MM)
     there = computed.T[None, :, None, None]
     assert torch.equal(result.as_tensor(), torch.where(there, everywhere.as_tensor(), BLANK_LOGIT))
     assert torch.equal(result.meta["existence"][0].T, torch.where(computed, score, 0.0))
+
+
+def test_a_slice_is_encoded_once_whoever_asks(volume, network, monkeypatch):
+    inferer = PromptedSliceInferer(PROMPTS, existence=ExistenceGate(0.5), coarse=EVERY_4_MM, progress=False)
+    computing = inferer.computing(network)
+    seen, encode = [], computing.encode_image
+    monkeypatch.setattr(computing, "encode_image", lambda image: seen.extend(image) or encode(image))
+    inferer(volume, network)
+    assert len(seen) == 24  # 7 looks and 16 slices between, in groups of 8 that are filled up
 
 
 def test_masks_do_not_depend_on_the_other_prompts(volume, network):

@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 
 from boltzformer.apps.console import one_line_errors
 from boltzformer.errors import InputError
-from boltzformer.inference.coarse import between_looks, first_looks
+from boltzformer.inference.coarse import after_looks, first_looks
 from boltzformer.json_file import read_json
 from boltzformer.metrics.files import read_csv, write_json
 from boltzformer.metrics.summary.existence import calibration_error, describe_existence, volume_dice
@@ -187,8 +187,8 @@ def coarse_distances(rows: list[dict[str, Any]], spacing: dict[str, float]) -> d
         for distance in DISTANCES_MM:
             step = max(1, int(distance / spacing[case] + 1e-6))
             looks = first_looks(slices, [step], len(ordered))
-            computed = looks | between_looks(slices, looks, score)
-            lost[distance] += int(right[~computed[:, 0].numpy()].sum())
+            computed = looks | after_looks(slices, looks, score, [step])[:, 0]
+            lost[distance] += int(right[~computed.numpy()].sum())
     return lost
 
 

@@ -75,40 +75,44 @@ def coarse_pass_of(recipe: Recipe, distance_mm: float | None = None) -> CoarsePa
 
 
 def first_looks(slices: Tensor, steps: Sequence[int], depth: int) -> Tensor:
-    """Where each prompt is looked for first.
+    """Which slices are looked at first, for every prompt: a slice is encoded once, whoever asks.
 
     Args:
         slices: indices of the slices that are not blank, rising, (n,).
-        steps: of `CoarsePass.steps`, P of them.
+        steps: of `CoarsePass.steps`; the largest counts.
         depth: slices of the volume.
 
     Returns:
-        bool (depth, P).
+        bool (depth,).
     """
-    looks = torch.zeros(depth, len(steps), dtype=torch.bool)
+    looks = torch.zeros(depth, dtype=torch.bool)
     for run in _runs(slices):
-        for p, step in enumerate(steps):
-            looks[run[::step], p] = True
-            looks[run[-1], p] = True
+        looks[run[:: max(steps)]] = True
+        looks[run[-1]] = True
     return looks
 
 
-def between_looks(slices: Tensor, looks: Tensor, probability: Tensor) -> Tensor:
-    """Where each prompt is still to be searched for: between two looks of which one does not find it improbable.
+def after_looks(slices: Tensor, looks: Tensor, probability: Tensor, steps: Sequence[int]) -> Tensor:
+    """Where each prompt is still to be searched for.
+
+    With a step of 1 that is everywhere; else between two looks of which one does not find it improbable.
 
     Args:
         slices: as for `first_looks`.
-        looks: where it was looked for, bool (depth, P).
+        looks: slices that were looked at, bool (depth,).
         probability: that the object is there, (depth, P), valid at the looks.
+        steps: of `CoarsePass.steps`, P of them, each 1 or the largest.
 
     Returns:
         bool (depth, P), False at the looks.
     """
-    wanted = torch.zeros_like(looks)
+    wanted = torch.zeros(len(looks), len(steps), dtype=torch.bool)
     for run in _runs(slices):
-        for p in range(looks.shape[1]):
-            seen = run[looks[run, p]].tolist()
-            for first, last in pairwise(seen):
+        for p, step in enumerate(steps):
+            if step == 1:
+                wanted[run, p] = ~looks[run]
+                continue
+            for first, last in pairwise(run[looks[run]].tolist()):
                 if max(probability[first, p], probability[last, p]) >= IMPROBABLE:
                     wanted[first + 1 : last, p] = True
     return wanted

@@ -17,7 +17,7 @@ from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
 from boltzformer.data.windows import limits_of
 from boltzformer.errors import InputError
 from boltzformer.inference.canvas import OnCanvas, on_canvas, spacing_of
-from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, between_looks, first_looks
+from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, after_looks, first_looks
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.precision import Precision, check_precision, computation_of, hurried
@@ -137,8 +137,7 @@ class PromptedSliceInferer(SliceInferer):
         with torch.no_grad(), torch.autocast(device_type, self.autocast, enabled=self.autocast is not None):
             text = cast(Any, network).encode_text(sentences)
             slices = self._slices_to_compute(volume)
-            looks = first_looks(slices, self._steps(network, sentences, inputs), len(volume))
-            for asked in self._passes(slices, looks, found):
+            for asked in self._passes(slices, self._steps(network, sentences, inputs), found):
                 for chosen, prediction in self._batches(volume, network, text, asked):
                     found.take(chosen, asked[chosen], *self.existence(prediction))
         result = found.logits.movedim(0, self.spatial_dim + 1)[None]
@@ -177,13 +176,15 @@ class PromptedSliceInferer(SliceInferer):
             return [1] * len(sentences)
         return self.coarse.steps(sentences, spacing_of(inputs)[self.spatial_dim])
 
-    def _passes(self, slices: Tensor, looks: Tensor, found: Found) -> Iterator[Tensor]:
+    def _passes(self, slices: Tensor, steps: Sequence[int], found: Found) -> Iterator[Tensor]:
         """Which prompt is asked for in which slice, bool (D, P): the first looks, then what they leave to search."""
-        yield looks
-        more = between_looks(slices, looks, found.scores)
+        depth, prompts = found.scores.shape
+        looks = first_looks(slices, steps, depth)
+        yield looks[:, None].expand(depth, prompts)
         if bool(looks[slices].all()):
             return
-        pairs, done = len(slices) * looks.shape[1], int(looks.sum() + more.sum())
+        more = after_looks(slices, looks, found.scores, steps)
+        pairs, done = len(slices) * prompts, int(looks.sum()) * prompts + int(more.sum())
         logger.info("%d of %d pairs of slice and prompt are computed; first looks rule the others out", done, pairs)
         if bool(more.any()):
             yield more
