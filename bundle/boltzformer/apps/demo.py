@@ -122,7 +122,7 @@ def main(
     print_slice_summary(summary, console)
     for title, taken in seconds.items():
         console.print(f"{title}: {taken:.0f} s")
-    console.print(f"Real CT:       {folder / 'real_ct'} (masks, and a picture for each prompt)")
+    console.print(f"Real CT:       {folder / 'real_ct'} (masks, and a picture of them)")
     console.print(f"Masks:         {folder / 'inference'}")
     console.print(f"Dice by size:  {folder / 'evaluate'} (summary.json, and one row a slice in a CSV)")
     console.print(f"Picture:       {picture}")
