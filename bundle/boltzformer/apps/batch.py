@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ class CaseResult:
         findings: for each prompt.
         files: that were written, relative to the output folder.
         reason: why it failed.
+        inputs: the volume's files, in order; empty where it is absent, or no series.
     """
 
     case: str
@@ -73,9 +74,10 @@ class CaseResult:
     findings: tuple[Finding, ...] = ()
     files: tuple[str, ...] = ()
     reason: str = ""
+    inputs: tuple[Path, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON; without the inputs, which the account of the run names."""
         return {
             "case": self.case,
             "status": self.status,
@@ -121,9 +123,10 @@ def run_batch(
         results = []
         for case in cases:
             began = time.perf_counter()
+            inputs: tuple[Path, ...] = ()
             try:
-                files = source_files(case)
-                digest = request_digest(case, request, files)
+                inputs = _source_files(case)
+                digest = request_digest(case, request, inputs)
                 result = None if overwrite else _finished(record, str(case["case"]), digest)
                 if result is None:
                     segmenter = segmenter or _started(make_segmenter)
@@ -136,8 +139,8 @@ def run_batch(
             except Exception as error:
                 logger.debug("case %s failed", case["case"], exc_info=error)
                 result = CaseResult(str(case["case"]), FAILED, time.perf_counter() - began, reason=reason_of(error))
-            results.append(result)
-            report(result)
+            results.append(replace(result, inputs=inputs))
+            report(results[-1])
     return results
 
 
@@ -156,12 +159,7 @@ def _started(make_segmenter: Callable[[], Segmenter]) -> Segmenter:
         raise _CannotStart(find_input_error(error) or error) from error
 
 
-def source_files(case: Mapping[str, Any]) -> tuple[Path, ...]:
-    """The files of a volume, in order.
-
-    Raises:
-        InputError: it is absent, or no series.
-    """
+def _source_files(case: Mapping[str, Any]) -> tuple[Path, ...]:
     path = Path(case["image"])
     if path.is_dir():
         return find_series(path, "warn", str(case.get("series_uid", ""))).files

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from boltzformer.apps.batch import FAILED, SKIPPED, CaseResult, Request, run_batch, source_files
+from boltzformer.apps.batch import FAILED, SKIPPED, CaseResult, Request, run_batch
 from boltzformer.apps.console import OUTPUT_DIR, one_line_errors, print_error
 from boltzformer.apps.findings import Finding
 from boltzformer.apps.release import NAME, bundle_version, shipped_weights, weights_checksum
@@ -180,12 +179,10 @@ def _print_json(result: CaseResult) -> None:
 def _account_for(account: Manifest, found: FoundVolumes, results: list[CaseResult], output: Path) -> None:
     """An entry for each volume and for each file that was left out."""
     for case, result in zip(found.cases, results, strict=True):
-        inputs: tuple[Path, ...] = ()
-        with suppress(InputError):  # a volume that cannot be read; the reason says why
-            inputs = source_files(case)
         reason = "finished by an earlier start" if result.status == SKIPPED else result.reason
         written = tuple(output / name for name in result.files)
-        account.add(Entry(result.case, str(case["image"]), result.status, reason, inputs, written, result.seconds))
+        entry = Entry(result.case, str(case["image"]), result.status, reason, result.inputs, written, result.seconds)
+        account.add(entry)
     for path, reason in found.skipped.items():
         account.add(Entry(Path(path).name, path, SKIPPED, reason))
 
