@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
 
 from boltzformer.errors import InputError
+
+
+def file_list(files: Iterable[str | Path]) -> str:
+    """Config files as `--config_file` of MONAI's command line takes several."""
+    return "[" + ",".join(f"'{file}'" for file in files) + "]"
 
 
 def read_bundle(bundle: Path, overlays: list[str], overrides: dict[str, Any], config: str = "evaluate") -> ConfigParser:

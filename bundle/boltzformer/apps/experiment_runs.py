@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import Timeout
 
+from boltzformer.apps.bundle_config import file_list
 from boltzformer.apps.experiment_plan import Run, config_files, evaluation_settings
 from boltzformer.apps.warm_process import run_module
 from boltzformer.data.folders import folder_lock
@@ -80,7 +81,7 @@ def launch_warm(step: Step) -> None:
 
 
 def _arguments(step: Step) -> list[str]:
-    return ["run", step.run_id, "--config_file", "[" + ",".join(f"'{file}'" for file in step.files) + "]"]
+    return ["run", step.run_id, "--config_file", file_list(step.files)]
 
 
 def _check(step: Step, code: int) -> None:

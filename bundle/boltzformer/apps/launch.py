@@ -15,8 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
+from boltzformer.apps.bundle_config import file_list
 from boltzformer.apps.console import one_line_errors
-from boltzformer.apps.runs import Dataset, Output, Overlay, Setting, parse_setting, plain_path
+from boltzformer.apps.runs import Dataset, Output, Overlay, Setting, parse_setting, plain_path, run_files, trained
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
@@ -115,24 +116,17 @@ def plan(
     Raises:
         InputError: a file is missing, a setting is not known, or the global batch cannot be reached.
     """
-    folder = bundle_folder() / "configs"
-    files = [folder / "train.json", folder / "multi_gpu_train.json"]
-    for overlay in overlays or []:
-        files.append(folder / overlay if (folder / overlay).is_file() else Path(overlay).resolve())
-    for path in [*files, dataset]:
-        if not path.exists():
-            raise InputError(f"{path}: no such file or folder.")
+    files = run_files(["train.json", "multi_gpu_train.json"], overlays, dataset)
     values: dict[str, Any] = {
         "dataset_dir": plain_path(dataset),
-        "output_dir": plain_path(output),
-        "checkpoint": plain_path(output / "model.pt"),
+        **trained(output),
         **dict(parse_setting(text) for text in settings or []),
         "resume": True,
     }
     if global_batch is not None:
         values["accumulation_steps"] = _accumulation(global_batch, nodes * processes, files, values)
     check_run(files, values, "--set ")
-    listed = "[" + ",".join(f"'{plain_path(file)}'" for file in files) + "]"
+    listed = file_list(plain_path(file) for file in files)
     given = [word for key, value in values.items() for word in (f"--{key}", _word(value))]
     return Training(nodes, processes, restarts, port, ("training", "--config_file", listed, *given))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ Setting = Annotated[
 def train(dataset: Dataset, output: Output, overlay: Overlay = None, setting: Setting = None) -> None:
     """Train a network; its best weights become OUTPUT/model.pt."""
     with one_line_errors():
-        start("training", ["train.json"], dataset, overlay, setting, _trained(output))
+        start("training", ["train.json"], dataset, overlay, setting, trained(output))
 
 
 def finetune(
@@ -43,7 +44,7 @@ def finetune(
         first = weights or shipped_weights()
         if not first.is_file():
             raise InputError(f"no weights at {first}: name a checkpoint with --weights.")
-        given = {**_trained(output), "initial_weights": plain_path(first)}
+        given = {**trained(output), "initial_weights": plain_path(first)}
         start("training", ["train.json", "fine_tune.json"], dataset, overlay, setting, given)
 
 
@@ -84,6 +85,24 @@ def start(
     Raises:
         InputError: a file is missing, a setting is no plain value, or a key is not known.
     """
+    files = run_files(configs, overlays, dataset)
+    values = {"bundle_root": plain_path(bundle_folder()), "dataset_dir": plain_path(dataset), **given}
+    values.update(parse_setting(text) for text in settings or [])
+    check_run(files, values, "--set ")
+    run(run_id=run_id, config_file=[str(file) for file in files], **values)
+
+
+def run_files(configs: Sequence[str], overlays: Sequence[str] | None, dataset: Path) -> list[Path]:
+    """The config files of a run, each on top of those before.
+
+    Args:
+        configs: names in `configs/`.
+        overlays: names in `configs/`, or paths.
+        dataset: that the run is for; looked for with them.
+
+    Raises:
+        InputError: one of them is missing.
+    """
     folder = bundle_folder() / "configs"
     files = [folder / name for name in configs]
     for overlay in overlays or []:
@@ -91,10 +110,7 @@ def start(
     for file in [*files, dataset]:
         if not file.exists():
             raise InputError(f"{file}: no such file or folder.")
-    values = {"bundle_root": plain_path(bundle_folder()), "dataset_dir": plain_path(dataset), **given}
-    values.update(parse_setting(text) for text in settings or [])
-    check_run(files, values, "--set ")
-    run(run_id=run_id, config_file=[str(file) for file in files], **values)
+    return files
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -137,7 +153,8 @@ def plain_path(path: Path) -> str:
     return text
 
 
-def _trained(output: Path) -> dict[str, Any]:
+def trained(output: Path) -> dict[str, Any]:
+    """Where a training writes, as values of the config."""
     return {"output_dir": plain_path(output), "checkpoint": plain_path(output / "model.pt")}
 
 
