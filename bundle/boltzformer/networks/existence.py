@@ -110,8 +110,7 @@ def attend_once(module: nn.MultiheadAttention, query: Tensor, tokens: Tensor, ig
         (B, 1, d), equal to the module's result up to rounding.
     """
     weights = Projections.of(module)
-    heads = F.linear(query, weights.w_q, weights.b_q).unflatten(-1, (weights.num_heads, -1)).transpose(1, 2)
-    folded = (heads / heads.shape[-1] ** 0.5) @ weights.keys_by_head()  # (B, H, 1, d); b_k cancels in the softmax
+    _, folded = weights.fold(query)  # (B, H, 1, d); b_k cancels in the softmax
     scores = folded.flatten(1, 2) @ tokens.transpose(1, 2)
     if ignored is not None:
         scores = scores.masked_fill(ignored[:, None], float("-inf"))

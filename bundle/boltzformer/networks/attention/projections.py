@@ -38,6 +38,12 @@ class Projections:
         heads = (self.num_heads, -1)
         return self.w_v.unflatten(0, heads), self.b_v.unflatten(0, heads)[:, None]
 
+    def fold(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, m, d) by head and scaled, (B, H, m, d / H), and with W_k folded into them, (B, H, m, d)."""
+        heads = F.linear(queries, self.w_q, self.b_q).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads = heads / heads.shape[-1] ** 0.5
+        return heads, heads @ self.keys_by_head()
+
     def project_sums(self, sums: Tensor) -> Tensor:
         """Apply W_v and its bias to weighted sums of patches: (B, H, m, d) -> (B, H, m, d / H)."""
         w_v, b_v = self.values_by_head()
@@ -67,9 +73,7 @@ class FoldedQueries:
     @classmethod
     def of(cls, weights: Projections, queries: Tensor, size: tuple[int, int]) -> FoldedQueries:
         """Fold queries (B, m, d) for a patch grid of `size`."""
-        heads = F.linear(queries, weights.w_q, weights.b_q).unflatten(-1, (weights.num_heads, -1)).transpose(1, 2)
-        heads = heads / heads.shape[-1] ** 0.5
-        folded = heads @ weights.keys_by_head()
+        heads, folded = weights.fold(queries)
         rows, columns = axis_embeddings(*size, queries.shape[-1], queries.device)
         half = queries.shape[-1] // 2
         return cls(
