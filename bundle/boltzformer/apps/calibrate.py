@@ -13,7 +13,7 @@ from scipy.optimize import minimize_scalar
 
 from boltzformer.apps.console import one_line_errors
 from boltzformer.errors import InputError
-from boltzformer.inference.coarse import after_looks, first_looks
+from boltzformer.inference.coarse import after_looks, first_looks, step_of
 from boltzformer.json_file import read_json
 from boltzformer.metrics.files import read_csv, write_json
 from boltzformer.metrics.summary.existence import calibration_error, describe_existence, volume_dice
@@ -185,7 +185,7 @@ def coarse_distances(rows: list[dict[str, Any]], spacing: dict[str, float]) -> d
         right = np.array([row["overlap_pixels"] if row["shown"] else 0 for row in ordered])
         slices = torch.arange(len(ordered))
         for distance in DISTANCES_MM:
-            step = max(1, int(distance / spacing[case] + 1e-6))
+            step = step_of(distance, spacing[case])
             looks = first_looks(slices, [step], len(ordered))
             computed = looks | after_looks(slices, looks, score, [step])[:, 0]
             lost[distance] += int(right[~computed.numpy()].sum())

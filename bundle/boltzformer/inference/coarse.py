@@ -45,8 +45,18 @@ class CoarsePass:
             prompts: sentences.
             spacing_mm: distance of neighbouring slices; NaN where it is not known.
         """
-        step = int(self.distance_mm / spacing_mm + 1e-6) if spacing_mm > 0 else 1
-        return [max(1, step) if core_of(prompt).lower() in self.wordings else 1 for prompt in prompts]
+        step = step_of(self.distance_mm, spacing_mm)
+        return [step if core_of(prompt).lower() in self.wordings else 1 for prompt in prompts]
+
+
+def step_of(distance_mm: float, spacing_mm: float) -> int:
+    """Slices from one look to the next, 1 or more, for looks that lie no farther apart than a distance.
+
+    Args:
+        distance_mm: 0 or more.
+        spacing_mm: distance of neighbouring slices; NaN where it is not known, which gives 1.
+    """
+    return max(1, int(distance_mm / spacing_mm + 1e-6)) if spacing_mm > 0 else 1
 
 
 def coarse_pass_of(recipe: Recipe, distance_mm: float | None = None) -> CoarsePass:

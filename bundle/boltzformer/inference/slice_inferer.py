@@ -170,7 +170,7 @@ class PromptedSliceInferer(SliceInferer):
 
     def _steps(self, network: Any, sentences: Sequence[str], inputs: Tensor) -> list[int]:
         """Slices from one first look to the next, for each prompt."""
-        inner = network.network if isinstance(network, OnCanvas) else network
+        inner = _without_canvas(network)
         gated = (self.existence.threshold or 0) >= IMPROBABLE  # what is skipped, the gate would have emptied
         if not gated or not isinstance(inner, HurriedNetwork) or not inner.network.scores_existence:
             return [1] * len(sentences)
@@ -183,7 +183,7 @@ class PromptedSliceInferer(SliceInferer):
         yield looks[:, None].expand(depth, prompts)
         if bool(looks[slices].all()):
             return
-        more = after_looks(slices, looks, found.scores, steps)
+        more = after_looks(slices, looks, found.scores, steps)  # the scores of the first looks are there by now
         pairs, done = len(slices) * prompts, int(looks.sum()) * prompts + int(more.sum())
         logger.info("%d of %d pairs of slice and prompt are computed; first looks rule the others out", done, pairs)
         if bool(more.any()):
@@ -195,7 +195,7 @@ class PromptedSliceInferer(SliceInferer):
         wanted = asked.any(1).nonzero()[:, 0]
         if not len(wanted):
             return
-        group = getattr(getattr(network, "network", network) if isinstance(network, OnCanvas) else network, "group", 0)
+        group = getattr(_without_canvas(network), "group", 0)
 
         def predict(image: Tensor, chosen: Tensor) -> Any:
             more = {} if bool(asked[chosen].all()) else {"asked": asked[chosen]}
@@ -276,6 +276,10 @@ def prompt_sentences(prompt: str | Prompt | Sequence[str | Prompt] | None, defau
     if not listed:
         raise InputError("the list of prompts is empty; name at least one object to segment.")
     return [entry.text if isinstance(entry, Prompt) else check_prompt(entry) for entry in listed]
+
+
+def _without_canvas(network: Any) -> Any:
+    return network.network if isinstance(network, OnCanvas) else network
 
 
 def _plain(tensor: Tensor) -> Tensor:

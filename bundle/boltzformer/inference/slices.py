@@ -38,9 +38,8 @@ class Found:
     def take(self, chosen: Tensor, asked: Tensor, logits: Tensor, probability: Tensor | None) -> None:
         """Keep what was asked for in some slices: bool (n, P), logits (n, P, H, W) and probabilities (n, P)."""
         part, p = asked.nonzero(as_tuple=True)
-        whole = bool(asked.all())
         made = logits.to(self.logits.device, torch.float16)
-        if whole:
+        if bool(asked.all()):
             self.logits[chosen] = made
         else:
             self.logits[chosen[part], p] = made[part, p]
