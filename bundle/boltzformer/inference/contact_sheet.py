@@ -47,6 +47,17 @@ class _Shown:
     voxels: int
 
 
+@dataclass(frozen=True)
+class _Tile:
+    """What a tile and its close-up draw: a slice (X, Y), its mask, mm a pixel, black and white, the outline's color."""
+
+    plane: np.ndarray
+    mask: np.ndarray
+    spacing: Sequence[float]
+    limits: tuple[float, float]
+    color: tuple[int, int, int]
+
+
 def contact_sheet(
     image: np.ndarray,
     masks: Sequence[np.ndarray],
@@ -90,7 +101,7 @@ def contact_sheet(
         top = size[1] - HEADER_INCHES - row * (height + CAPTION_INCHES) - CAPTION_INCHES
         axes = figure.add_axes((left / size[0], (top - height) / size[1], width / size[0], height / size[1]))
         plane, mask = image[:, :, one.slice], masks[one.number][:, :, one.slice]
-        _draw_tile(axes, plane, mask, spacing, limits, color_of(one.number), frame)
+        _draw_tile(axes, _Tile(plane, mask, spacing, limits, color_of(one.number)), frame)
         told = (
             f"{one.voxels * voxel_ml:.3g} ml, slice {one.slice + 1} of {image.shape[2]}" if one.voxels else "not found"
         )
@@ -128,65 +139,42 @@ def _most_of(mask: np.ndarray, number: int) -> _Shown:
     return _Shown(number, most, sum(areas))
 
 
-def _draw_tile(
-    axes: Axes,
-    plane: np.ndarray,
-    mask: np.ndarray,
-    spacing: Sequence[float],
-    limits: tuple[float, float],
-    color: tuple[int, int, int],
-    frame: tuple[_Span, _Span],
-) -> None:
-    _draw_slice(axes, plane, mask, spacing, limits, color)
+def _draw_tile(axes: Axes, tile: _Tile, frame: tuple[_Span, _Span]) -> None:
+    _draw_slice(axes, tile)
     # the first axis runs from the patient's left to the right: turned, so that the right is on the left
     axes.set(xlim=frame[0][::-1], ylim=frame[1])
     axes.set_axis_off()
     for x, side in ((0.02, "R"), (0.95, "L")):
         axes.text(x, 0.95, side, color="white", transform=axes.transAxes, fontsize=9, va="center")
-    if not mask.any():
+    if not tile.mask.any():
         return
-    if max(_sides(_box(mask, spacing))) < SMALL * min(_sides(frame)):
-        _draw_close_up(axes, plane, mask, spacing, limits, color, sum(frame[0]) / 2)
+    if max(_sides(_box(tile.mask, tile.spacing))) < SMALL * min(_sides(frame)):
+        _draw_close_up(axes, tile, sum(frame[0]) / 2)
 
 
-def _draw_slice(
-    axes: Axes,
-    plane: np.ndarray,
-    mask: np.ndarray,
-    spacing: Sequence[float],
-    limits: tuple[float, float],
-    color: tuple[int, int, int],
-) -> None:
+def _draw_slice(axes: Axes, tile: _Tile) -> None:
     # arrays run (right, anterior): transposed and with the origin below, anterior points up
     axes.imshow(
-        plane.T,
+        tile.plane.T,
         cmap="gray",
-        vmin=limits[0],
-        vmax=max(limits[1], limits[0] + 1e-6),
+        vmin=tile.limits[0],
+        vmax=max(tile.limits[1], tile.limits[0] + 1e-6),
         origin="lower",
-        extent=(0.0, plane.shape[0] * spacing[0], 0.0, plane.shape[1] * spacing[1]),
+        extent=(0.0, tile.plane.shape[0] * tile.spacing[0], 0.0, tile.plane.shape[1] * tile.spacing[1]),
     )
-    edges = _edges(mask) * np.asarray(spacing[:2])
-    axes.add_collection(LineCollection(list(edges), colors=[tuple(part / 255 for part in color)], linewidths=1.3))
+    edges = _edges(tile.mask) * np.asarray(tile.spacing[:2])
+    axes.add_collection(LineCollection(list(edges), colors=[tuple(part / 255 for part in tile.color)], linewidths=1.3))
 
 
-def _draw_close_up(
-    axes: Axes,
-    plane: np.ndarray,
-    mask: np.ndarray,
-    spacing: Sequence[float],
-    limits: tuple[float, float],
-    color: tuple[int, int, int],
-    centre: float,
-) -> None:
+def _draw_close_up(axes: Axes, tile: _Tile, centre: float) -> None:
     """In the lower corner on the side that the object is not on, with its frame in the slice."""
-    box = _box(mask, spacing)
+    box = _box(tile.mask, tile.spacing)
     middle = [(low + high) / 2 for low, high in box]
     half = max(_sides(box)) / 2 + CLOSE_UP_MM
     on_left = middle[0] > centre
     inset = axes.inset_axes((1 - CLOSE_UP if on_left else 0.0, 0.0, CLOSE_UP, CLOSE_UP))
     inset.set_anchor("SE" if on_left else "SW")
-    _draw_slice(inset, plane, mask, spacing, limits, color)
+    _draw_slice(inset, tile)
     inset.set(xlim=(middle[0] + half, middle[0] - half), ylim=(middle[1] - half, middle[1] + half))
     inset.set(xticks=[], yticks=[], facecolor="black", aspect="equal")
     inset.spines[:].set(color="white", linewidth=0.8)

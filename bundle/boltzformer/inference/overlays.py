@@ -58,8 +58,8 @@ class SaveOverlays:
         """
         path, uid = str(source["image"].meta["filename_or_obj"]), str(source.get("series_uid", ""))
         masks, affine = output[MASKS_KEY], np.asarray(output[MASKS_KEY].affine, dtype=np.float64)
-        turned = [turn_to_ras(mask.cpu().numpy(), affine)[0] for mask in masks.as_tensor()]
-        grid = turn_to_ras(np.empty(masks.shape[1:], np.bool_), affine)[1]
+        pairs = [turn_to_ras(mask.cpu().numpy(), affine) for mask in masks.as_tensor()]
+        turned, grid = [mask for mask, _ in pairs], pairs[0][1]
         image, image_grid = turn_to_ras(
             source["image"].as_tensor()[0].cpu().numpy(), np.asarray(source["image"].affine, dtype=np.float64)
         )
