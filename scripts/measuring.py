@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -171,3 +172,12 @@ def _optional(value: float | None, unit: str = "") -> str:
     return (
         "-" if value is None else f"{value:.0f}{unit}" if value >= 10 or value == int(value) else f"{value:.1f}{unit}"
     )
+
+
+def peak_bytes() -> int:
+    """Highest memory of this process so far, or since `/proc/self/clear_refs` was told to forget."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -23,7 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from boltzformer.apps.bundle_config import read_bundle
 from boltzformer.bundle_folder import bundle_folder
 
-from scripts.measuring import describe_machine
+from scripts.measuring import describe_machine, peak_bytes
 
 NETWORKS = {
     "shipped": [],
@@ -162,7 +162,7 @@ def _once(run: Callable[[], None], device: torch.device) -> float:
 def _peak_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
+    return peak_bytes() / 1e9
 
 
 def _show(costs: Sequence[NetworkCost], machine: dict[str, str]) -> None:

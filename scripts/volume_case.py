@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from monai.transforms import Compose, Invertd, Orientationd
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundle"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
 
 from boltzformer.data.prompts import Prompt
 from boltzformer.data.windows import IntensityWindowd
@@ -29,6 +28,8 @@ from boltzformer.inference.masks import MasksFromLogitsd
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.volumes.deflate import pack
 from boltzformer.volumes.sources import open_volume
+
+from scripts.measuring import peak_bytes
 
 SAMPLE = Path(__file__).resolve().parents[1] / "bundle" / "samples" / "head_neck_ct.nii.gz"
 PHASES = ("read", "preprocess", "encode", "decode", "invert", "write")
@@ -117,7 +118,7 @@ def run_volume(segmenter: Segmenter, path: Path, prompts: Sequence[str], name: s
         item = segmenter.finish(item)
     with _phase(run, "write"):
         Segmentation(wanted, item, "volume", volume).save(output, case=name)
-    run.resident_gb = _peak_bytes() / 1e9
+    run.resident_gb = peak_bytes() / 1e9
     if torch.cuda.is_available():
         run.device_gb = torch.cuda.max_memory_allocated() / 1e9
     return run
@@ -159,14 +160,6 @@ def _forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # Linux: VmHWM starts again from what is resident now
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_bytes() -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
-    except (OSError, StopIteration):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def segmenter_of(network: Any, **settings: Any) -> Segmenter:

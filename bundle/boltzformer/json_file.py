@@ -1,4 +1,4 @@
-"""JSON files that users write, read with care."""
+"""JSON files that users write, read with care; and files for them to read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer.errors import InputError
+from boltzformer.output_files import write_bytes
 
 
 def read_text(path: str | Path, what: str) -> str:
@@ -53,6 +54,15 @@ def read_json(path: str | Path, what: str) -> Any:
         raise InputError(f"{path}: cannot be read as JSON ({error}).") from error
     except RecursionError:
         raise InputError(f"{path}: cannot be read as JSON (nested too deeply).") from None
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Write a JSON file for people to read, whole or not at all; letters of all languages stay as they are.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    return write_bytes(path, (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode())
 
 
 def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def train_and_score(
         "steps": len(losses),
         "weights": weights,
         "loss": ends,
+        "plan": asdict(plan),
     }
-    facts |= {"weights": weights, "loss": ends, "plan": asdict(plan)}
     write_json(output_dir / "training.json", facts)
     print(f"{len(losses)} steps in {minutes:g} minutes, loss {ends['first']:.3f} -> {ends['last']:.3f}", flush=True)
     predict_cases(held_out, plan, network, place, output_dir / "predictions")

@@ -18,6 +18,7 @@ from boltzformer.data.prepare.plan import DatasetPlan, PlannedCase
 from boltzformer.data.prepare.split import Split
 from boltzformer.data.prepare.verify import file_sha256, verify_pair
 from boltzformer.errors import InputError
+from boltzformer.json_file import write_json
 from boltzformer.output_files import sync_folder, sync_tree, write_bytes
 
 FORMAT = 1
@@ -224,12 +225,12 @@ def _finish(
         "notes": [*plan.notes, *(f"left out by the user: {name}" for name in leave_out)],
         **lists,
     }
-    _write_json(draft / "dataset.json", dataset)
+    write_json(draft / "dataset.json", dataset)
     manifest = {
         "parameters": parameters,
         "cases": {n: {**r, "section": sections[r["patient"]]} for n, r in records.items()},
     }
-    _write_json(draft / MANIFEST, manifest)
+    write_json(draft / MANIFEST, manifest)
     lines = [
         (sha, record[key])
         for record in records.values()
@@ -246,10 +247,6 @@ def _remove_all_but(draft: Path, names: set[str]) -> None:
     for file in list(draft.rglob("*")):
         if file.is_file() and file.relative_to(draft).as_posix() not in names:
             file.unlink()
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_bytes(path, (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode())
 
 
 def _counted(cases: Sequence[PlannedCase], sections: Mapping[str, str]) -> str:

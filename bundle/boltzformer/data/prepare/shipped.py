@@ -6,7 +6,6 @@ crops, and that the crops' voxel size means nothing. The split is the folders' o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,8 +16,7 @@ from typing import Any
 from boltzformer.data.cases import load_cases
 from boltzformer.data.prepare.verify import file_sha256
 from boltzformer.errors import InputError
-from boltzformer.json_file import read_json
-from boltzformer.output_files import write_bytes
+from boltzformer.json_file import read_json, write_json
 
 SECTIONS = ("training", "validation")
 
@@ -83,12 +81,12 @@ def write_shipped_data(
         content = shipped_content(folder, part)
         for ending, every in (("", 1), ("_short", part.every)):
             chosen = {**content, "validation": content["validation"][::every]}
-            path = _write(out / f"{part.name}{ending}.json", chosen)
+            path = write_json(out / f"{part.name}{ending}.json", chosen)
             counts = [len(load_cases(path, section)) for section in SECTIONS]  # also checks files and patients
             say(f"{path}: {counts[0]} training and {counts[1]} validation cases")
             written.append(path)
         split[part.name] = _manifest(folder, content)
-    path = _write(out / "split.json", split)
+    path = write_json(out / "split.json", split)
     say(f"{path}: SHA-256 of every file")
     return [*written, path]
 
@@ -135,7 +133,3 @@ def _manifest(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _below(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> Path:
-    return write_bytes(path, (json.dumps(content, indent=4, ensure_ascii=False) + "\n").encode())
