@@ -26,6 +26,7 @@ from boltzformer.inference.existence import ExistenceFromMetad
 from boltzformer.inference.load import LoadVolumed
 from boltzformer.inference.masks import MasksFromLogitsd
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.inference.workers import number_of_workers
 from boltzformer.volumes.deflate import pack
 from boltzformer.volumes.sources import open_volume
 
@@ -111,7 +112,7 @@ def run_volume(segmenter: Segmenter, path: Path, prompts: Sequence[str], name: s
         volume = open_volume(path, modality="CT")
     with _phase(run, "preprocess"):
         item: dict[str, Any] = dict(segmenter.preprocessing({"image": volume, "modality": "CT", "body_part": ""}))
-    with _encoding_apart(run, segmenter), _phase(run, "decode"):
+    with _phase(run, "decode"), _encoding_apart(run, segmenter):
         item["pred"] = segmenter.inferer(item["image"][None], segmenter.network, prompts=wanted)[0]
     run.seconds["decode"] -= run.seconds["encode"]
     with _phase(run, "invert"):
@@ -135,19 +136,28 @@ def _phase(run: VolumeRun, name: str) -> Iterator[None]:
 
 @contextmanager
 def _encoding_apart(run: VolumeRun, segmenter: Segmenter) -> Iterator[None]:
-    """Time the image encodings that happen inside; on a CUDA device this waits for each."""
+    """Time the image encodings that happen inside; on a CUDA device this waits for each.
+
+    Where several groups are computed at once, what they take together counts by the number of workers.
+    """
     computing = segmenter.inferer.computing(segmenter.network)
-    encode = computing.encode_image
+    encode, durations = computing.encode_image, []
 
     def timed(image: Tensor, *args: Any) -> Any:
-        with _phase(run, "encode"):
-            return encode(image, *args)
+        _settle()
+        began = time.perf_counter()
+        found = encode(image, *args)
+        _settle()
+        durations.append(time.perf_counter() - began)
+        return found
 
     computing.encode_image = timed
     try:
         yield
     finally:
         del computing.encode_image
+    device = next(computing.parameters()).device
+    run.seconds["encode"] = sum(durations) / number_of_workers(device)
 
 
 def _settle() -> None:

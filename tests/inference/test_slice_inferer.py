@@ -8,11 +8,12 @@ from boltzformer.data.prompts import Prompt
 from boltzformer.data.windows import IntensityWindowd, limits_of
 from boltzformer.errors import InputError
 from boltzformer.inference.ensemble import SeededDecodings
+from boltzformer.inference.masks import MasksFromLogitsd, combine_masks
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.inference.slice_progress import SliceProgress
-from boltzformer.inference.slices import BLANK_LOGIT
+from boltzformer.inference.slices import BLANK_LOGIT, ranks_of
 from boltzformer.networks.hurried import HurriedNetwork
 from monai.data import MetaTensor, list_data_collate
 
@@ -293,3 +294,31 @@ def test_a_window_that_is_still_to_be_applied(network, adjacent):
 def test_intensities_without_a_window_are_refused(volume, network, dtype):
     with pytest.raises(InputError, match="found up to 500, and no window"):
         PromptedSliceInferer("aorta")((volume * 0 + 500).to(dtype), network)
+
+
+@pytest.mark.parametrize("prompts", [["aorta"], PROMPTS])
+def test_ranks_make_the_masks_and_label_map_of_logits(volume, network, prompts):
+    logits, ranks = (
+        MasksFromLogitsd("pred", keep_logits=keep)(
+            {"pred": PromptedSliceInferer(prompts, keep_logits=keep)(volume, network)[0]}
+        )
+        for keep in (True, False)
+    )
+    assert 0 < int(logits["masks"].sum()) < logits["masks"].numel()
+    assert torch.equal(ranks["masks"], logits["masks"])
+    assert torch.equal(ranks["pred"], logits["pred"])
+    assert "logits" not in ranks
+
+
+def test_of_equal_logits_the_first_is_surest():
+    logits = torch.tensor([[1.0, -2.0, 0.0, 3.0], [1.0, -1.0, 0.0, 4.0], [0.5, -1.0, -1.0, 4.0]])[None, :, :, None]
+    ranks = ranks_of(logits)
+    assert ranks[0, :, :, 0].tolist() == [[2, -1, 2, 1], [1, -1, 1, 2], [1, -1, -1, 1]]
+    assert torch.equal(combine_masks(ranks[0]), combine_masks(logits[0]))
+
+
+def test_logits_that_were_not_kept_are_not_handed_on(volume, network):
+    ranks = PromptedSliceInferer("aorta", keep_logits=False)(volume, network)[0]
+    assert ranks.dtype == torch.int8
+    with pytest.raises(InputError, match="keep_logits"):
+        MasksFromLogitsd("pred")({"pred": ranks})

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
+
+from boltzformer.volumes.itk_files import is_itk_image
 
 
 def like_source(mask: np.ndarray, source: Any) -> Any:
@@ -26,7 +27,9 @@ def like_source(mask: np.ndarray, source: Any) -> Any:
         return MetaTensor(_tensor(mask, source), affine=source.affine, meta=dict(source.meta))
     if isinstance(source, torch.Tensor):
         return _tensor(mask, source)
-    if isinstance(source, sitk.Image):
+    if is_itk_image(source):
+        import SimpleITK as sitk
+
         image = sitk.GetImageFromArray(np.ascontiguousarray(mask.transpose(2, 1, 0)))
         image.CopyInformation(source)
         return image

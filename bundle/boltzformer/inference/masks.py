@@ -44,7 +44,8 @@ class MasksFromLogitsd(MapTransform):
 
     Args:
         keys: items with logits.
-        keep_logits: leave them in the item, for probability maps; 2 bytes a voxel and prompt.
+        keep_logits: leave them in the item, for probability maps; 2 bytes a voxel and prompt. Without, the inferer's
+            ranks of them (`boltzformer.inference.slices.ranks_of`) do as well.
         allow_missing_keys: see `monai.transforms.MapTransform`.
     """
 
@@ -57,6 +58,8 @@ class MasksFromLogitsd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             logits = item[key]
+            if self.keep_logits and logits.dtype == torch.int8:
+                raise InputError("keep_logits: the inferer kept none; set its `keep_logits` too.")
             if self.keep_logits:
                 item[LOGITS_KEY] = logits
             item[MASKS_KEY] = (logits >= 0).view(torch.uint8)  # a truth value is one byte, 0 or 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,7 @@ from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.precision import Precision, check_precision, computation_of, hurried
 from boltzformer.inference.slice_progress import SliceProgress
 from boltzformer.inference.slices import Found, Slices
+from boltzformer.inference.workers import Workers, number_of_workers
 from boltzformer.networks.hurried import HurriedNetwork
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,8 @@ class PromptedSliceInferer(SliceInferer):
             every slice whole.
         coarse: a first look every few millimetres (`boltzformer.inference.coarse`), where `existence` empties slices
             and slices are computed in groups; None looks at every slice.
+        keep_logits: give back logits; False gives `ranks_of` them, which take half the memory and make the same masks
+            and label map.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class PromptedSliceInferer(SliceInferer):
         progress: bool = True,
         pixel_size_mm: float | Sequence[float] | None = None,
         coarse: CoarsePass | None = None,
+        keep_logits: bool = True,
     ) -> None:
         super().__init__(spatial_dim=spatial_dim, roi_size=(-1, -1), progress=progress)
         if num_adjacent not in (0, 1):
@@ -93,6 +98,7 @@ class PromptedSliceInferer(SliceInferer):
         self.existence = existence or ExistenceGate()
         self.coarse = coarse or CoarsePass()
         self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
+        self.keep_logits = keep_logits
         self.precision = check_precision(precision)
         self.skip_blank = skip_blank
         self._on_canvas: OnCanvas | None = None
@@ -118,7 +124,7 @@ class PromptedSliceInferer(SliceInferer):
             kwargs: ignored, for MONAI's engines.
 
         Returns:
-            Logits (1, P, H, W, D), float16, on the device of `inputs`; with the input's metadata, and under
+            Logits (1, P, H, W, D), float16, or their ranks in int8, on the device of `inputs`; with the input's metadata, and under
             `existence` in it the probability that each object is in each slice, (1, P, slices) float32, where the
             network scores it.
 
@@ -132,17 +138,18 @@ class PromptedSliceInferer(SliceInferer):
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
         network = self._fitted(self.computing(network), inputs)
         volume = Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs))
-        found = Found.nothing(volume, len(sentences))
-        device_type = next(cast(Any, network).parameters()).device.type
-        with torch.no_grad(), torch.autocast(device_type, self.autocast, enabled=self.autocast is not None):
+        found = Found.nothing(volume, len(sentences), self.keep_logits)
+        device = next(cast(Any, network).parameters()).device
+        in_groups = isinstance(_without_canvas(network), HurriedNetwork)
+        with Workers.of(number_of_workers(device) if in_groups else 1) as workers, self._computing_on(device):
             text = cast(Any, network).encode_text(sentences)
             slices = self._slices_to_compute(volume)
             for asked in self._passes(slices, self._steps(network, sentences, inputs), found):
-                for chosen, prediction in self._batches(volume, network, text, asked):
+                for chosen, prediction in self._batches(volume, network, text, asked, workers):
                     found.take(chosen, asked[chosen], *self.existence(prediction))
         result = found.logits.movedim(0, self.spatial_dim + 1)[None]
         # with the input's metadata, which `Invertd` asks for
-        result = convert_to_dst_type(result, inputs, dtype=torch.float16)[0]
+        result = convert_to_dst_type(result, inputs, dtype=result.dtype)[0]
         if found.scored and isinstance(result, MetaTensor):
             result.meta[EXISTENCE_KEY] = found.scores.T[None].contiguous()  # a batch of one: an engine takes it apart
             result.meta[EXISTENCE_AXIS_KEY] = self.spatial_dim
@@ -155,6 +162,12 @@ class PromptedSliceInferer(SliceInferer):
         if self._hurried is None or self._hurried[0] != key:
             self._hurried = (key, hurried(network, self.precision))
         return self._hurried[1]
+
+    @contextmanager
+    def _computing_on(self, device: torch.device) -> Iterator[None]:
+        """PyTorch's modes of this thread, for inference."""
+        with torch.no_grad(), torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+            yield
 
     def _fitted(self, network: Any, inputs: Tensor) -> Any:
         """The network, on a canvas where the volume's field of view asks for one."""
@@ -189,7 +202,9 @@ class PromptedSliceInferer(SliceInferer):
         if bool(more.any()):
             yield more
 
-    def _batches(self, volume: Slices, network: Any, text: Any, asked: Tensor) -> Iterator[tuple[Tensor, Any]]:
+    def _batches(
+        self, volume: Slices, network: Any, text: Any, asked: Tensor, workers: Workers
+    ) -> Iterator[tuple[Tensor, Any]]:
         """Pairs of the indices of some slices and the network's `Prediction` for them."""
         device = next(network.parameters()).device
         wanted = asked.any(1).nonzero()[:, 0]
@@ -197,17 +212,23 @@ class PromptedSliceInferer(SliceInferer):
             return
         group = getattr(_without_canvas(network), "group", 0)
 
-        def predict(image: Tensor, chosen: Tensor) -> Any:
+        def predict(chosen: Tensor) -> Any:
             more = {} if bool(asked[chosen].all()) else {"asked": asked[chosen]}
-            return network.predict(image, text, seed=self.seed, **more)
+            with self._computing_on(device):
+                return network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed, **more)
 
-        first, cost = self._first_batch(volume, wanted[: group or 1], network, len(text), predict, group)
-        yield wanted[: group or 1], first
-        size = group or max(1, min(LARGEST_BATCH, int(self.memory_gb * 1e9 / max(cost, 1))))
-        with SliceProgress(len(wanted), len(wanted[: group or 1]), self.progress) as progress:
-            for start in range(group or 1, len(wanted), size):
-                chosen = wanted[start : start + size]
-                yield chosen, predict(self._stack(volume, chosen).to(device), chosen)
+        key = (id(network), device, tuple(volume.voxels.shape[1:]), len(text))
+        first = wanted[:0] if key in self._bytes_per_slice else wanted[: group or 1]
+        if len(first):
+            measured = workers.results(lambda one: measure_peak(lambda: predict(one), device), [first])
+            prediction, self._bytes_per_slice[key] = next(measured)
+            self._warn_if_large(self._bytes_per_slice[key], group)
+            yield first, prediction
+        size = group or max(1, min(LARGEST_BATCH, int(self.memory_gb * 1e9 / max(self._bytes_per_slice[key], 1))))
+        batches = [wanted[start : start + size] for start in range(len(first), len(wanted), size)]
+        with SliceProgress(len(wanted), len(first), self.progress) as progress:
+            for chosen, prediction in zip(batches, workers.results(predict, batches), strict=True):
+                yield chosen, prediction
                 progress.done(len(chosen))
 
     def _slices_to_compute(self, volume: Slices) -> Tensor:
@@ -225,30 +246,14 @@ class PromptedSliceInferer(SliceInferer):
             logger.info("%d of %d slices hold nothing above the window and get empty masks", blank, len(seen))
         return seen.nonzero()[:, 0]
 
-    def _first_batch(
-        self,
-        volume: Slices,
-        chosen: Tensor,
-        network: Any,
-        prompts: int,
-        predict: Callable[[Tensor, Tensor], Any],
-        group: int,
-    ) -> tuple[Any, int]:
-        """The prediction for the first slices and the bytes it takes, measured once for a size and a prompt count."""
-        device = next(network.parameters()).device
-        image = self._stack(volume, chosen).to(device)
-        key = (id(network), device, tuple(image.shape), prompts)
-        if key in self._bytes_per_slice:
-            return predict(image, chosen), self._bytes_per_slice[key]
-        found, cost = measure_peak(lambda: predict(image, chosen), device)
-        self._bytes_per_slice[key] = cost
+    def _warn_if_large(self, cost: int, group: int) -> None:
+        """Say that the first batch, of one slice or a group, took more bytes than it may."""
         if cost > self.memory_gb * 1e9:
             logger.warning(
                 "%s needs %.2f GB, more than memory_gb = %.2f allows%s",
                 f"a group of {group} slices" if group else "one slice",
                 *(cost / 1e9, self.memory_gb, '; precision "plain" takes one slice at a time' if group else ""),
             )
-        return found, cost
 
     def _stack(self, volume: Slices, chosen: Tensor) -> Tensor:
         """Slices with their neighbours as channels, (B, 1 or 3, H, W) float32 in [0, 1]."""

@@ -14,12 +14,36 @@ BLANK_LOGIT = -16.0
 """Of a slice that is not computed; a probability of 1e-7."""
 
 
+NOT_IN_MASK = -1
+
+
+def ranks_of(logits: Tensor) -> Tensor:
+    """All that masks and label map need of logits, in one byte.
+
+    Args:
+        logits: (n, P, H, W).
+
+    Returns:
+        (n, P, H, W) int8: -1 where a logit is below 0, else 1, and 2 for the first of the largest of the P logits.
+        Masks (at least 0) and label map (the largest) are those of the logits.
+    """
+    inside, highest = logits >= 0, logits.amax(1)
+    ranks = inside.view(torch.int8) * 2 - 1
+    open_ = torch.ones_like(inside[:, 0])
+    for p in range(logits.shape[1]):  # a tenth of the time of `argmax` over a second axis
+        surest = (logits[:, p] == highest) & open_
+        open_ &= ~surest
+        ranks[:, p] += (surest & inside[:, p]).view(torch.int8)
+    return ranks
+
+
 @dataclass
 class Found:
     """What was found so far in D slices for P prompts.
 
     Attributes:
-        logits: (D, P, H, W) float16; a slice lies in one piece of memory: it is computed, turned and saved by slices.
+        logits: (D, P, H, W) float16, or their ranks (`ranks_of`) in int8; a slice lies in one piece of memory: it is
+            computed, turned and saved by slices.
         scores: probability that the object is there, (D, P) float32; 0 where it was not computed.
         scored: whether the network scores it.
     """
@@ -29,20 +53,26 @@ class Found:
     scored: bool = False
 
     @classmethod
-    def nothing(cls, volume: Slices, prompts: int) -> Found:
-        """Empty masks for a volume."""
+    def nothing(cls, volume: Slices, prompts: int, keep_logits: bool = True) -> Found:
+        """Empty masks for a volume, to be filled with logits or with their ranks."""
         shape = (len(volume), prompts, *volume.voxels.shape[1:])
-        logits = torch.full(shape, BLANK_LOGIT, dtype=torch.float16, device=volume.voxels.device)
-        return cls(logits, torch.zeros(shape[:2]))
+        blank, dtype = (BLANK_LOGIT, torch.float16) if keep_logits else (NOT_IN_MASK, torch.int8)
+        return cls(torch.full(shape, blank, dtype=dtype, device=volume.voxels.device), torch.zeros(shape[:2]))
 
     def take(self, chosen: Tensor, asked: Tensor, logits: Tensor, probability: Tensor | None) -> None:
-        """Keep what was asked for in some slices: bool (n, P), logits (n, P, H, W) and probabilities (n, P)."""
+        """Keep what was found in some slices, all prompts that will ever be asked for there being asked for now.
+
+        Args:
+            chosen: indices of n slices.
+            asked: bool (n, P).
+            logits: (n, P, H, W).
+            probability: (n, P).
+        """
         part, p = asked.nonzero(as_tuple=True)
         made = logits.to(self.logits.device, torch.float16)
-        if bool(asked.all()):
-            self.logits[chosen] = made
-        else:
-            self.logits[chosen[part], p] = made[part, p]
+        if not bool(asked.all()):
+            made = made.masked_fill(~asked[..., None, None].to(made.device), BLANK_LOGIT)
+        self.logits[chosen] = made if self.logits.dtype == torch.float16 else ranks_of(made)
         if probability is not None:
             self.scores[chosen[part], p], self.scored = probability.float().cpu()[part, p], True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,9 @@ Noise = Sequence[Tensor]
 def fresh_noise(batch: int, sets: int, queries: int, patches: Sequence[int], device: torch.device) -> list[Tensor]:
     """A new draw for every example, from the device's default generator."""
     return [torch.empty(batch, sets, queries, n, device=device).exponential_() for n in patches]
+
+
+_one_at_a_time = threading.Lock()  # of all networks: a network's own could not be copied with it
 
 
 class SeededNoise:
@@ -33,6 +37,12 @@ class SeededNoise:
         self, seed: int, sets: int, queries: int, patches: Sequence[int], device: torch.device
     ) -> list[Tensor]:
         """Noise of shape (1, sets, queries, patches[i]) for each layer i."""
+        with _one_at_a_time:
+            return self._field(seed, sets, queries, patches, device)
+
+    def _field(
+        self, seed: int, sets: int, queries: int, patches: Sequence[int], device: torch.device
+    ) -> list[Tensor]:
         key = (seed, sets, queries, tuple(patches), device)
         field = self._fields.pop(key, None)
         if field is None:

@@ -79,12 +79,12 @@ class ExplicitSemanticMap(SemanticMap):
 
     def mask_logits(self, mu: Tensor) -> Tensor:
         """See `SemanticMap`."""
-        return by_prompt(_read(by_slice(mu, self.maps.shape[0]), self.maps), mu.shape[0])
+        return by_prompt(_read_map(by_slice(mu, self.maps.shape[0]), self.maps), mu.shape[0])
 
     def patch_logits(self, mu: Tensor, grid: Grid) -> Tensor:
         """See `SemanticMap`."""
         with torch.autocast(mu.device.type, enabled=False):
-            logits = _read(by_slice(mu.float(), self.maps.shape[0]), self.at_grid[grid])
+            logits = _read_map(by_slice(mu.float(), self.maps.shape[0]), self.at_grid[grid])
             return by_prompt(logits, mu.shape[0]).contiguous()  # a query's patches side by side, for the draw
 
 
@@ -144,7 +144,8 @@ def semantic_map_of(finest: Tensor, projection: nn.Conv2d, grids: Sequence[Grid]
     maps = projection(finest)
     if form == "plain":
         return PlainSemanticMap(maps, {})
-    return ExplicitSemanticMap(maps, {grid: _resize(maps.float(), grid) for grid in grids})
+    # many products read a grid's map, and are up to five times as fast with the channels first in memory
+    return ExplicitSemanticMap(maps, {grid: _resize(maps.float(), grid).contiguous() for grid in grids})
 
 
 def _prepare_folded(maps: Tensor, grid: Grid) -> Tensor:
@@ -209,14 +210,19 @@ def folding_pays(queries: int, dim: int, map_pixels: int, patches_of_layers: int
     return folded < explicit
 
 
+def _read_map(mu: Tensor, maps: Tensor) -> Tensor:
+    """mu^T S: (B, m, d) and (B, d, h, w) -> (B, m, h, w)."""
+    return (mu.to(maps.dtype) @ maps.flatten(2)).unflatten(-1, tuple(maps.shape[-2:]))
+
+
 def _read(mu: Tensor, maps: Tensor) -> Tensor:
-    """mu^T S: (B, m, d) and (B, d, h, w) -> (B, m, h, w).
+    """The same for the thousands of channels of a folded map.
 
     On the CPU a 1x1 convolution takes as little as a quarter of the time of a matrix product with so few rows.
     """
-    mu = mu.to(maps.dtype)
     if maps.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return (mu @ maps.flatten(2)).unflatten(-1, tuple(maps.shape[-2:]))
+        return _read_map(mu, maps)
+    mu = mu.to(maps.dtype)
     slices = zip(_slices(maps), mu[..., None, None], strict=True)
     return _join([F.conv2d(one, kernel) for one, kernel in slices])
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
-from open_clip.transformer import TextTransformer
 from timm.models import load_state_dict
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -195,6 +193,10 @@ class ClipTextEncoder(TextEncoder):
         weights: str | None = None,
         frozen: bool = False,
     ) -> None:
+        # here, as the sentence encoder does without
+        from open_clip.tokenizer import SimpleTokenizer
+        from open_clip.transformer import TextTransformer
+
         super().__init__(width, frozen)
         self.tokenizer = SimpleTokenizer(context_length=context_length)
         self.tower = TextTransformer(

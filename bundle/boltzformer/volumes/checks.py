@@ -12,11 +12,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.grids import GRID_TOLERANCE, corner_distance
-from boltzformer.volumes.itk_files import image_geometry, open_itk, read_itk
+from boltzformer.volumes.itk_files import image_geometry, open_itk, pixel_type, read_itk
 from boltzformer.volumes.names import ITK_SUFFIXES, volume_suffix
 from boltzformer.volumes.nifti_files import check_length, check_present, image_affine, open_nibabel, read_nibabel
 
@@ -61,8 +60,7 @@ def check_volume(path: str | Path) -> VolumeHeader:
         check_present(path)
         reader = open_itk(path)
         size, affine = image_geometry(reader, str(path))
-        pixel = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype
-        return _header(path, size, affine, pixel)
+        return _header(path, size, affine, pixel_type(reader))
     image = open_nibabel(path)
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:

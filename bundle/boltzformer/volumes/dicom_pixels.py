@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.dicom import DicomSeries
@@ -43,6 +42,8 @@ def read_series(series: DicomSeries) -> np.ndarray:
 
 
 def _decode(files: Sequence[Path], series: DicomSeries) -> np.ndarray:
+    import SimpleITK as sitk
+
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([str(file) for file in files])
     try:
@@ -58,6 +59,8 @@ def _decode(files: Sequence[Path], series: DicomSeries) -> np.ndarray:
 
 def _first_bad(files: Sequence[Path]) -> Path | None:
     """The file that cannot be decoded by itself."""
+    import SimpleITK as sitk
+
     for file in files:
         try:
             sitk.ReadImage(str(file))

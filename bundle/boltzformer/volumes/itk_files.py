@@ -1,19 +1,32 @@
-"""NRRD and MetaImage files, read by SimpleITK."""
+"""NRRD and MetaImage files, read by SimpleITK.
+
+It is imported where it is needed: a NIfTI file does without its 90 MB and its start.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import SimpleITK as sitk
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.grids import check_affine, lps_affine
 
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
 _HEADER_BYTES = 1 << 16
 _LONGEST_LINE = 4096
 _LONGEST_WORD = 200
+
+
+def is_itk_image(source: Any) -> bool:
+    """Whether something is a `SimpleITK.Image`: whoever has made one has imported SimpleITK."""
+    library = sys.modules.get("SimpleITK")
+    return library is not None and isinstance(source, library.Image)
 
 
 def image_geometry(image: sitk.Image | sitk.ImageFileReader, where: str) -> tuple[tuple[int, ...], np.ndarray]:
@@ -29,6 +42,8 @@ def image_geometry(image: sitk.Image | sitk.ImageFileReader, where: str) -> tupl
     Raises:
         InputError: no 3D image of one value a voxel.
     """
+    import SimpleITK as sitk
+
     shape = tuple(int(n) for n in image.GetSize())
     dimension = len(shape)
     if any(n != 1 for n in shape[3:]) or dimension < 3:
@@ -50,6 +65,8 @@ def open_itk(path: Path) -> sitk.ImageFileReader:
     Raises:
         InputError: it is no such file or is damaged.
     """
+    import SimpleITK as sitk
+
     _check_text_header(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -78,8 +95,17 @@ def _check_text_header(path: Path) -> None:
         raise InputError(f"{path}: cannot be read as a volume (a header line of over {_LONGEST_LINE} bytes).")
 
 
+def pixel_type(reader: sitk.ImageFileReader) -> np.dtype[Any]:
+    """Of the voxels that a reader would read."""
+    import SimpleITK as sitk
+
+    return sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype
+
+
 def image_voxels(image: sitk.Image) -> np.ndarray:
     """The voxels of a SimpleITK image, (X, Y, Z)."""
+    import SimpleITK as sitk
+
     array = sitk.GetArrayFromImage(image)
     return array.reshape(array.shape[-3:]).transpose(2, 1, 0)
 
@@ -90,6 +116,8 @@ def read_itk(path: Path) -> np.ndarray:
     Raises:
         InputError: the data is cut or damaged.
     """
+    import SimpleITK as sitk
+
     try:
         return image_voxels(sitk.ReadImage(str(path)))
     except RuntimeError as error:

@@ -8,14 +8,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk
 import torch
 from monai.data import MetaTensor
 from nibabel.spatialimages import SpatialImage
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.grids import check_affine
-from boltzformer.volumes.itk_files import image_geometry
+from boltzformer.volumes.itk_files import image_geometry, is_itk_image
 from boltzformer.volumes.itk_files import image_voxels as itk_voxels
 from boltzformer.volumes.modality import normal_modality
 from boltzformer.volumes.nifti_files import image_affine, image_voxels
@@ -82,7 +81,7 @@ def _open(source: Any, affine: Any, uneven_spacing: str, series_uid: str) -> Vol
             logger.warning("an array without affine: its axes are taken as right, anterior, superior, voxels as 1 mm")
         matrix = check_affine(np.eye(4) if affine is None else affine, "the array")
         return Volume(source if isinstance(source, np.ndarray) else _numpy(source), matrix, "the array")
-    if isinstance(source, sitk.Image):
+    if is_itk_image(source):
         _, matrix = image_geometry(source, "the SimpleITK image")
         return Volume(itk_voxels(source), matrix, "the SimpleITK image")
     if isinstance(source, SpatialImage):

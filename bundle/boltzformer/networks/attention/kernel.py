@@ -148,18 +148,23 @@ def _attend_set(
 def _attend_sets(
     queries: np.ndarray, row_bias: np.ndarray, column_bias: np.ndarray, rows: np.ndarray, kept: np.ndarray
 ) -> np.ndarray:
+    """Every set of B prompts on S slices; shapes as in `gathered.gathered_attention`."""
+    prompts, sets = queries.shape[:2]
+    per_slice = prompts // rows.shape[0]
     context = np.empty(queries.shape, np.float32)
-    for s in numba.prange(queries.shape[0]):
-        context[s] = _attend_set(queries[s], row_bias[s], column_bias[s], rows, kept[s])
+    for i in numba.prange(prompts * sets):
+        b, s = i // sets, i % sets
+        own, mask = rows[b // per_slice], kept[min(b, kept.shape[0] - 1), s]
+        context[b, s] = _attend_set(queries[b, s], row_bias[b, s], column_bias[b, s], own, mask)
     return context
 
 
-_attend_sets_in_parallel = _compiled(_attend_sets, parallel=True)
+_in_parallel = _compiled(_attend_sets, parallel=True)
+_in_this_thread = _compiled(_attend_sets)  # without numba's threads: several of PyTorch's may be here at once
 _one_at_a_time = threading.Lock()  # numba's simplest pool of threads, on macOS, may not be entered twice
 
 
-def _take_as_many_threads_as_torch() -> None:
-    threads = torch.get_num_threads()
+def _take_as_many_threads_as_torch(threads: int) -> None:
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     # numba's threads start with the first such call, and by default are OpenMP's, whose number they set for torch too
     if torch.get_num_threads() != threads:
@@ -181,14 +186,13 @@ def attend_sets(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Te
     found = [tuple(part.shape) for part in (row_bias, column_bias, rows, kept)]
     if found != expected:
         raise ValueError(f"attend_sets: expected shapes {expected} for biases, rows and sets, found {found}")
-    context = torch.empty_like(queries, memory_format=torch.contiguous_format)
+    arrays = [part.contiguous().numpy() for part in (queries, row_bias, column_bias, rows, kept)]
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return torch.from_numpy(_in_this_thread(*arrays))
     with _one_at_a_time:
-        _take_as_many_threads_as_torch()
-        for b in range(prompts):
-            own = rows[b * slices // prompts]
-            parts = (queries[b], row_bias[b], column_bias[b], own, kept[min(b, kept.shape[0] - 1)])
-            context[b] = torch.from_numpy(_attend_sets_in_parallel(*[part.contiguous().numpy() for part in parts]))
-    return context
+        _take_as_many_threads_as_torch(threads)
+        return torch.from_numpy(_in_parallel(*arrays))
 
 
 @attend_sets.register_fake
