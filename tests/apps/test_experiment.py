@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import os
 import subprocess
 import sys
@@ -358,6 +359,21 @@ def test_a_table_says_what_its_rows_cost_and_whether_its_claims_hold(done, tmp_p
     assert f"Claim: full above Boltzmann. Here: {-gain:+.1f} [" in text
     assert "full above elsewhere" not in text  # nothing of that row was measured here
     assert text.count("| 24 |") == 2
+
+
+def test_a_row_that_learned_nothing_is_not_compared_with(done, tmp_path):
+    out = shutil.copytree(done["out"], tmp_path / "out")
+    results = {json.loads(f.read_text())["label"]: f.parent for f in (out / "runs").glob("*/result.json")}
+    scores = results["full"] / "evaluate" / "slices.csv"
+    rows = list(csv.DictReader(scores.open()))
+    with scores.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows({**row, "dice": "0.0" if row["dice"] else ""} for row in rows)
+    settings = {"data": done["data"], "out": out, "overlays": done["overlays"], "render_only": True}
+    assert run_table(_table(tmp_path, claims=[["Boltzmann", "full"]]), **settings) == []
+    text = (out / "mini.md").read_text()
+    assert "Claim: Boltzmann above full. **Not compared: full found no object with this budget.**" in text
 
 
 @pytest.mark.parametrize(

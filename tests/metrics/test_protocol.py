@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from boltzformer.metrics.summary.protocol import difference_values, table_values
+from boltzformer.metrics.summary.protocol import difference_values, found_nothing, table_values
 
 
 def _row(dataset: str, patient: str, number: int, dice: float | str, area: float = 0.5) -> dict[str, object]:
@@ -88,3 +88,11 @@ def test_the_interval_of_a_difference_is_narrow_where_both_fail_together():
     assert 0.04 < cell["low"] < 0.05 < cell["high"] < 0.06
     alone = table_values([ours])["mean"]
     assert alone["high"] - alone["low"] > 5 * (cell["high"] - cell["low"])
+
+
+def test_a_row_that_missed_every_object_found_nothing():
+    missed = [_row("a", "p", 0, 0.0), _row("a", "p", 1, 0.009), _row("a", "p", 2, "", 0.0)]  # the last is a negative
+    assert found_nothing([missed])
+    assert not found_nothing([missed, [_row("a", "p", 0, 0.01)]])
+    assert not found_nothing([missed[2:]])
+    assert not found_nothing([])

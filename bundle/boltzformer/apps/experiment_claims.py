@@ -10,7 +10,7 @@ from boltzformer.apps.experiment_definition import Table
 from boltzformer.apps.experiment_plan import Run
 from boltzformer.apps.experiment_runs import ROWS, is_finished
 from boltzformer.metrics.files import read_csv
-from boltzformer.metrics.summary.protocol import difference_values
+from boltzformer.metrics.summary.protocol import difference_values, found_nothing
 
 
 def claim_lines(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path) -> list[str]:
@@ -28,6 +28,12 @@ def claim_lines(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Pa
         if not done:
             continue
         first, second = ([read_csv(runs_dir / run.key / ROWS) for run in side] for side in zip(*done, strict=True))
+        idle = [label for label, rows in ((better, first), (worse, second)) if found_nothing(rows)]
+        if idle:
+            lines.append(
+                f"Claim: {better} above {worse}. **Not compared: {' and '.join(idle)} found no object with this budget.**"
+            )
+            continue
         cells = difference_values(first, second)
         if "mean" in cells:
             small = f"; small objects {_gain(cells['small'])}" if "small" in cells else ""

@@ -82,6 +82,16 @@ def difference_values(
     return cells
 
 
+def found_nothing(runs: Sequence[Sequence[Row]]) -> bool:
+    """Whether every object was missed: a network that has not begun to learn, and to be above it shows nothing.
+
+    Args:
+        runs: rows for each seed, as `table_values` takes them.
+    """
+    positive = [row for rows in runs for row in rows if _positive(row)]
+    return bool(positive) and all(_dice(row) < MISSED_BELOW_DICE for row in positive)
+
+
 def _rule(name: str) -> tuple[Callable[[Row], bool], Callable[[Row], float]]:
     if name == "small":
         return lambda row: float(row["area_percent"]) < SMALL_BELOW_PERCENT, _dice
