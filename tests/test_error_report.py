@@ -38,6 +38,14 @@ def test_other_errors_keep_their_traceback():
     assert "Traceback" in done.stderr
 
 
+def test_a_lost_process_is_one_line_though_its_error_is_wrapped():
+    done = _run("raise RuntimeError('[pair.cc:538] Read error [127.0.0.1]:2984: Connection reset by peer')")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the run has lost another of its processes")
+    assert "Connection reset by peer" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_find_input_error_follows_the_chain():
     mistake = InputError("x")
     outer = RuntimeError("outer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import TracebackType
 
 from boltzformer.errors import InputError, PartialFailure
@@ -24,13 +25,7 @@ def find_input_error(error: BaseException | None) -> InputError | None:
     Returns:
         The first `InputError` of the chain, or None.
     """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, InputError):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
+    return next((one for one in _with_causes(error) if isinstance(one, InputError)), None)
 
 
 def reason_of(error: BaseException) -> str:
@@ -42,18 +37,26 @@ def reason_of(error: BaseException) -> str:
     mistake = find_input_error(error)
     if mistake is not None:
         return str(mistake)
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__ or error
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    *_, innermost = _with_causes(error)
+    lines = str(innermost).strip().splitlines()
+    return f"{type(innermost).__name__}: {lines[0]}" if lines else type(innermost).__name__
 
 
 def is_lost_process(error: BaseException) -> bool:
     """Whether an exception is torch.distributed's word that another process of the run is gone or does not answer."""
-    text = f"{type(error).__name__}: {error}"
-    return isinstance(error, RuntimeError) and any(mark in text for mark in _MARKS_OF_LOSS)
+    return any(
+        isinstance(one, RuntimeError) and any(mark in f"{type(one).__name__}: {one}" for mark in _MARKS_OF_LOSS)
+        for one in _with_causes(error)  # MONAI wraps what a config's expression raises
+    )
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it came of, outermost first."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
 
 
 def report_input_errors_briefly(exit_code: int = 1) -> None:
