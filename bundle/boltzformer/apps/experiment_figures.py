@@ -41,8 +41,8 @@ def draw_figure(
     * `sampled_patches`: a picture for each row: slice, truth, mask, and the patches that queries attended to at three
       layers.
     * `comparison`: the rows' masks of the same slices side by side.
-    * `failures`: of each row, the slices of which it missed the object (Dice below 0.01), largest objects first; where
-      it missed fewer, those of lowest Dice follow.
+    * `failures`: of each row, the slices of which it missed the object (Dice below 0.01), largest objects first, one of
+      each case before others; where it missed fewer, those of lowest Dice follow.
 
     Args:
         table: with a `figure`.
@@ -113,6 +113,8 @@ def typical_rows(rows: Sequence[Row], count: int) -> list[Row]:
 def missed_rows(rows: Sequence[Row], count: int) -> tuple[list[Row], str]:
     """Slices whose object was missed, the largest first, then those of lowest Dice; and a caption with the share.
 
+    Of a case and object the largest comes before the other slices of all: they would look alike.
+
     Args:
         rows: of `slices.csv`.
         count: how many; fewer where there are no more.
@@ -120,6 +122,7 @@ def missed_rows(rows: Sequence[Row], count: int) -> tuple[list[Row], str]:
     positive = _positive(rows)
     missed = [row for row in positive if float(row["dice"]) < MISSED_BELOW_DICE]
     missed.sort(key=lambda row: (-float(row["area_percent"]), key_of(row)))
+    missed = _one_of_each_case_first(missed)
     known = {id(row) for row in missed}
     others = sorted(
         (row for row in positive if id(row) not in known), key=lambda row: (float(row["dice"]), key_of(row))
@@ -128,6 +131,14 @@ def missed_rows(rows: Sequence[Row], count: int) -> tuple[list[Row], str]:
     caption = f"{len(missed)} of {len(positive)} slices missed ({share:.1f} %)"
     shown = (missed + others)[:count]
     return shown, caption + ("." if len(missed) >= len(shown) else ", shown first; then those of lowest Dice.")
+
+
+def _one_of_each_case_first(rows: Sequence[Row]) -> list[Row]:
+    first: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        first.setdefault((str(row["case"]), object_name(row)), row)
+    chosen = {id(row) for row in first.values()}
+    return [*first.values(), *(row for row in rows if id(row) not in chosen)]
 
 
 def _positive(rows: Sequence[Row]) -> list[Row]:
@@ -152,7 +163,7 @@ def _compare(
             item["label"][0].numpy() > 0,
             found,
             item["text"],
-            f"{item['dataset']}, {item['case']}, slice {item['slice']}",
+            f"{item['dataset']},\n{item['case']}, slice {item['slice']}",
         )
         for item, found in zip(items, masks, strict=True)
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,7 +101,6 @@ def prove(
     figures = [configs / "figures" / f"{name}.json" for name in FIGURES]
     if unknown := set(only) - {path.stem for path in (*tables, *figures)}:
         raise InputError(f"--only: there is no table or figure {sorted(unknown)[0]!r}.")
-    begun = time.monotonic()
     out = out.resolve()
     for part in PARTS:
         write_part(shipped_content(data / part.name, part), out / "data" / part.name, *CASES[part.name])
@@ -119,8 +118,7 @@ def prove(
             run_table(path, overlays=_overlays(path, own), columns=COLUMNS, **{**settings, "render_only": True})
     for path in figures:
         failures += run_table(path, overlays=_overlays(path, own), **settings)
-    minutes = (time.monotonic() - begun) / 60
-    _write_page(out, [out / f"{path.stem}.md" for path in (*tables, *figures)], own, device, minutes)
+    _write_page(out, [out / f"{path.stem}.md" for path in (*tables, *figures)], own, device, seeds)
     return failures
 
 
@@ -181,7 +179,7 @@ def _own(budget: Path | None, backbone_weights: Path | None) -> dict[str, Any]:
     return {"backbone_weights": str(backbone_weights.resolve()), "pretrained": False, **content}
 
 
-def _write_page(out: Path, made: Sequence[Path], own: Path, device: str, minutes: float) -> None:
+def _write_page(out: Path, made: Sequence[Path], own: Path, device: str, seeds: int) -> None:
     settings = json.loads((bundle_folder() / OVERLAYS[-1]).read_text(encoding="utf-8"))
     settings.update(json.loads(own.read_text(encoding="utf-8")))
     start = "a pretrained backbone" if settings.get("backbone_weights") else "a random start"
@@ -194,16 +192,26 @@ def _write_page(out: Path, made: Sequence[Path], own: Path, device: str, minutes
 
 **These are not the paper's experiments, and no results about the method.** Each row was trained on {slices} slices with
 {prompts} prompts each, from {start} and a random decoder, with the small network (TinyViT, {size} px;
-sentence encoder frozen); the paper trained for up to 40 epochs on 32 GPUs. {cases} (training + validation) were used,
-and rows are scored on the validation cases. What the page shows: every table and figure comes out of one command, and
-what a row's training cost stands beside it.
+sentence encoder frozen); the paper trained for up to 40 epochs on 32 GPUs.
+{cases} (training + validation) were used, and rows
+are scored on the validation cases. What the page shows: every table and figure comes out of one command, and what a row's
+training cost stands beside it.
 
 Made on {datetime.now(UTC):%Y-%m-%d} with {_machine(device)}: {len(results)} runs, {hours:.2f} processor hours of
-training (the last start of the command took {minutes:.0f} minutes). Pairs are equal in all rows; CPU s is the processor
-time of a row's training. Each DynUNet had the processor time of the first row for its own dataset alone.
+training, {seeds} seed(s). Pairs are equal in all rows; CPU s is the processor time of a row's training. Each DynUNet had
+the processor time of the first row for its own dataset alone.
 """
     texts = [path.read_text(encoding="utf-8") for path in made if path.is_file()]
-    print(f"Written: {write_text(out / 'experiments_small.md', head + chr(10) + chr(10).join(texts))}")
+    print(f"Written: {write_text(out / 'experiments_small.md', head + chr(10) + _said_once(texts))}")
+
+
+def _said_once(texts: Sequence[str]) -> str:
+    """Several tables and figures on one page; a note that stands under several of them stands once, at the end."""
+    lines = [text.splitlines() for text in texts]
+    counts = Counter(line for text in lines for line in set(text) if line.startswith("- "))
+    common = [line for line, count in counts.items() if count > 1]
+    parts = ["\n".join(line for line in text if line not in common).strip() for text in lines]
+    return "\n\n".join([*parts, "### Of all that stands above", "\n".join(common)]) + "\n"
 
 
 def _machine(device: str) -> str:
