@@ -116,19 +116,28 @@ def test_threads_change_no_bit():
             assert torch.equal(context, contexts[0])
 
 
-def test_torch_keeps_its_number_of_threads():
-    # in a process of its own, where numba's threads are not started yet
+def test_torch_keeps_its_number_of_threads(tmp_path):
+    # in processes of their own: in the first numba has compiled nothing, in the second it has compiled both forms
     script = """
-import torch
+import sys
+import numba, torch
 from tests.networks.attention.test_kernel import attend_sets, make
-torch.set_num_threads(1)
-for _ in range(2):
+for threads in map(int, sys.argv[1:]):  # numba may have two: it would set them for torch
+    torch.set_num_threads(threads)
     attend_sets(*make())
-    assert torch.get_num_threads() == 1, torch.get_num_threads()
+    assert torch.get_num_threads() == threads, torch.get_num_threads()
+try:
+    print(numba.threading_layer())
+except ValueError:
+    print("no threads of numba's")
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BUNDLE), str(BUNDLE.parent)])}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    environment["NUMBA_CACHE_DIR"] = str(tmp_path)
+    for order, threads_of_numba in ((("3", "1", "3"), True), (("1", "1"), False)):
+        command = [sys.executable, "-c", script, *order]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ("no threads" not in done.stdout) == threads_of_numba
 
 
 @pytest.mark.parametrize("settings", [{}, {"prompts": 3}, {"prompts": 2, "slices": 1, "shared": True}], ids=str)

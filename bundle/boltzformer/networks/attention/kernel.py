@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import numba
@@ -145,30 +146,60 @@ def _attend_set(
     return context
 
 
-def _attend_sets(
+@_compiled
+def _attend_nth_set(
+    i: int, queries: np.ndarray, row_bias: np.ndarray, column_bias: np.ndarray, rows: np.ndarray, kept: np.ndarray
+) -> np.ndarray:
+    """One of B prompts' sets on S slices, counted through; shapes as in `gathered.gathered_attention`."""
+    prompts, sets = queries.shape[:2]
+    b, s = i // sets, i % sets
+    own, mask = rows[b // (prompts // rows.shape[0])], kept[min(b, kept.shape[0] - 1), s]
+    return _attend_set(queries[b, s], row_bias[b, s], column_bias[b, s], own, mask)
+
+
+# Two functions and not one compiled twice: numba's cache on disk tells functions apart by name and place, not by how they
+# were compiled, and would give one's code to the other.
+
+
+def _attend_in_parallel(
     queries: np.ndarray, row_bias: np.ndarray, column_bias: np.ndarray, rows: np.ndarray, kept: np.ndarray
 ) -> np.ndarray:
-    """Every set of B prompts on S slices; shapes as in `gathered.gathered_attention`."""
-    prompts, sets = queries.shape[:2]
-    per_slice = prompts // rows.shape[0]
+    sets = queries.shape[1]
     context = np.empty(queries.shape, np.float32)
-    for i in numba.prange(prompts * sets):
-        b, s = i // sets, i % sets
-        own, mask = rows[b // per_slice], kept[min(b, kept.shape[0] - 1), s]
-        context[b, s] = _attend_set(queries[b, s], row_bias[b, s], column_bias[b, s], own, mask)
+    for i in numba.prange(queries.shape[0] * sets):
+        context[i // sets, i % sets] = _attend_nth_set(i, queries, row_bias, column_bias, rows, kept)
     return context
 
 
-_in_parallel = _compiled(_attend_sets, parallel=True)
-_in_this_thread = _compiled(_attend_sets)  # without numba's threads: several of PyTorch's may be here at once
+def _attend_in_this_thread(
+    queries: np.ndarray, row_bias: np.ndarray, column_bias: np.ndarray, rows: np.ndarray, kept: np.ndarray
+) -> np.ndarray:
+    sets = queries.shape[1]
+    context = np.empty(queries.shape, np.float32)
+    for i in range(queries.shape[0] * sets):
+        context[i // sets, i % sets] = _attend_nth_set(i, queries, row_bias, column_bias, rows, kept)
+    return context
+
+
+_in_parallel = _compiled(_attend_in_parallel, parallel=True)
+_in_this_thread = _compiled(_attend_in_this_thread)  # several of PyTorch's threads may be here at once
 _one_at_a_time = threading.Lock()  # numba's simplest pool of threads, on macOS, may not be entered twice
 
 
-def _take_as_many_threads_as_torch(threads: int) -> None:
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    # numba's threads start with the first such call, and by default are OpenMP's, whose number they set for torch too
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
+@contextmanager
+def _as_many_threads_as_torch() -> Iterator[int]:
+    """Torch's number of threads here, which stays what it is.
+
+    Numba's threads start when it first compiles or runs; by default they are OpenMP's, whose number they set for torch.
+    """
+    threads = torch.get_num_threads()
+    try:
+        if threads > 1:
+            numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        yield threads
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 @torch.library.custom_op("boltzformer::attend_sets", mutates_args=(), device_types="cpu")
@@ -187,12 +218,11 @@ def attend_sets(queries: Tensor, row_bias: Tensor, column_bias: Tensor, rows: Te
     if found != expected:
         raise ValueError(f"attend_sets: expected shapes {expected} for biases, rows and sets, found {found}")
     arrays = [part.contiguous().numpy() for part in (queries, row_bias, column_bias, rows, kept)]
-    threads = torch.get_num_threads()
-    if threads == 1:
-        return torch.from_numpy(_in_this_thread(*arrays))
-    with _one_at_a_time:
-        _take_as_many_threads_as_torch(threads)
-        return torch.from_numpy(_in_parallel(*arrays))
+    with _as_many_threads_as_torch() as threads:
+        if threads == 1:
+            return torch.from_numpy(_in_this_thread(*arrays))
+        with _one_at_a_time:
+            return torch.from_numpy(_in_parallel(*arrays))
 
 
 @attend_sets.register_fake
