@@ -30,9 +30,8 @@ def claim_lines(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Pa
         first, second = ([read_csv(runs_dir / run.key / ROWS) for run in side] for side in zip(*done, strict=True))
         idle = [label for label, rows in ((better, first), (worse, second)) if found_nothing(rows)]
         if idle:
-            lines.append(
-                f"Claim: {better} above {worse}. **Not compared: {' and '.join(idle)} found no object with this budget.**"
-            )
+            nothing = f"{' and '.join(idle)} found no object with this budget"
+            lines.append(f"Claim: {better} above {worse}. **Not compared: {nothing}.**")
             continue
         cells = difference_values(first, second)
         if "mean" in cells:

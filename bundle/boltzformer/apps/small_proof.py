@@ -194,12 +194,12 @@ def _write_page(out: Path, made: Sequence[Path], own: Path, device: str, seeds: 
 {prompts} prompts each, from {start} and a random decoder, with the small network (TinyViT, {size} px;
 sentence encoder frozen); the paper trained for up to 40 epochs on 32 GPUs.
 {cases} (training + validation) were used, and rows
-are scored on the validation cases. What the page shows: every table and figure comes out of one command, and what a row's
-training cost stands beside it.
+are scored on the validation cases. What the page shows: every table and figure comes out of one command, and what a
+row's training cost stands beside it.
 
 Made on {datetime.now(UTC):%Y-%m-%d} with {_machine(device)}: {len(results)} runs, {hours:.2f} processor hours of
-training, {seeds} seed(s). Pairs are equal in all rows; CPU s is the processor time of a row's training. Each DynUNet had
-the processor time of the first row for its own dataset alone.
+training, {seeds} seed(s). Pairs are equal in all rows; CPU s is the processor time of a row's training. Each DynUNet
+had the processor time of the first row for its own dataset alone.
 """
     texts = [path.read_text(encoding="utf-8") for path in made if path.is_file()]
     print(f"Written: {write_text(out / 'experiments_small.md', head + chr(10) + _said_once(texts))}")

@@ -124,8 +124,8 @@ class PromptedSliceInferer(SliceInferer):
             kwargs: ignored, for MONAI's engines.
 
         Returns:
-            Logits (1, P, H, W, D), float16, or their ranks in int8, on the device of `inputs`; with the input's metadata, and under
-            `existence` in it the probability that each object is in each slice, (1, P, slices) float32, where the
+            Logits (1, P, H, W, D), float16, or their ranks in int8, on the device of `inputs`; with the input's
+            metadata, and under `existence` in it the probability that each object is in each slice, (1, P, slices) float32, where the
             network scores it.
 
         Raises:

@@ -1,7 +1,7 @@
 """Groups of slices side by side on a CPU.
 
-The decoder's operations are too small to be shared among cores. So each core takes a group of its own, and nothing waits
-for another core within an operation.
+The decoder's operations are too small to be shared among cores. So each core takes a group of its own, and nothing
+waits for another core within an operation.
 """
 
 from __future__ import annotations

@@ -40,9 +40,7 @@ class SeededNoise:
         with _one_at_a_time:
             return self._field(seed, sets, queries, patches, device)
 
-    def _field(
-        self, seed: int, sets: int, queries: int, patches: Sequence[int], device: torch.device
-    ) -> list[Tensor]:
+    def _field(self, seed: int, sets: int, queries: int, patches: Sequence[int], device: torch.device) -> list[Tensor]:
         key = (seed, sets, queries, tuple(patches), device)
         field = self._fields.pop(key, None)
         if field is None:

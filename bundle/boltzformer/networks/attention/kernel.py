@@ -157,8 +157,8 @@ def _attend_nth_set(
     return _attend_set(queries[b, s], row_bias[b, s], column_bias[b, s], own, mask)
 
 
-# Two functions and not one compiled twice: numba's cache on disk tells functions apart by name and place, not by how they
-# were compiled, and would give one's code to the other.
+# Two functions and not one compiled twice: numba's cache on disk tells functions apart by name and place, not by how
+# they were compiled, and would give one's code to the other.
 
 
 def _attend_in_parallel(
