@@ -125,8 +125,8 @@ class PromptedSliceInferer(SliceInferer):
 
         Returns:
             Logits (1, P, H, W, D), float16, or their ranks in int8, on the device of `inputs`; with the input's
-            metadata, and under `existence` in it the probability that each object is in each slice, (1, P, slices) float32, where the
-            network scores it.
+            metadata, and under `existence` in it the probability that each object is in each slice, (1, P, slices)
+            float32, where the network scores it.
 
         Raises:
             InputError: a volume of another shape or outside [0, 1], or a prompt that is empty or no text.
