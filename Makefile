@@ -61,7 +61,7 @@ demo: install
 	$(BIN)/python scripts/demo.py
 
 test: install-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-page: install-dev
 	$(BIN)/python -m pytest tests/apps/service/test_page.py
