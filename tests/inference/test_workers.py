@@ -49,6 +49,51 @@ def test_no_more_results_wait_than_there_are_workers() -> None:
         assert len(taken) == 3  # two at work and the one that was given back
 
 
+def test_no_more_are_at_work_than_are_allowed() -> None:
+    at_work, seen = [], []
+
+    def work(item: int) -> int:
+        at_work.append(item)
+        time.sleep(0.01)
+        seen.append(len(at_work))
+        at_work.remove(item)
+        return item
+
+    with Workers.of(3) as workers:
+        assert list(workers.results(work, range(6), most=1)) == list(range(6))
+    assert seen == [1] * 6
+
+
+def test_the_memory_decides_how_many_groups_are_computed_at_once(two_threads: None) -> None:
+    allowed = []
+
+    class Spy(Workers):
+        def results(self, function, items, most=None):
+            allowed.append(most)
+            return super().results(function, items, most)
+
+    volume = torch.rand(1, 1, 40, 40, 37, generator=torch.Generator().manual_seed(0))
+    network = small_network()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("boltzformer.inference.slice_inferer.Workers", Spy)
+        large = PromptedSliceInferer(PROMPTS, progress=False, memory_gb=4)(volume, network)
+        small = PromptedSliceInferer(PROMPTS, progress=False, memory_gb=1e-9)(volume, network)
+    first, rest, again, one = allowed
+    assert (first, again, one) == (None, None, 1)  # the first group is measured
+    assert rest > 2
+    assert torch.equal(large, small)
+
+
+def test_a_thread_that_begins_meanwhile_has_all_threads(two_threads: None) -> None:
+    found = []
+    with Workers.of(2) as workers:
+        list(workers.results(lambda item: item, range(3)))
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+    assert found == [2]
+
+
 def test_several_items_are_at_work_at_once() -> None:
     together = threading.Barrier(2, timeout=20)
     with Workers.of(2) as workers:
@@ -59,11 +104,6 @@ def test_threads_are_shared_out_and_given_back(two_threads: None) -> None:
     with Workers.of(2) as workers:
         assert set(workers.results(lambda _: torch.get_num_threads(), range(4))) == {1}
     assert torch.get_num_threads() == 2
-    found = []
-    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    thread.start()
-    thread.join()
-    assert found == [2]  # a thread that begins later
 
 
 def test_a_failure_reaches_the_caller_and_gives_the_threads_back(two_threads: None) -> None:

@@ -49,8 +49,8 @@ class PromptedSliceInferer(SliceInferer):
         spatial_dim: axis of the slices, 2 for axial ones of a volume in RAS orientation.
         num_adjacent: neighbouring slices on each side that go in as channels, as in training; the border slice stands
             in for those beyond the volume. 0 or 1.
-        memory_gb: memory for the tensors of one batch, in GB (1e9 bytes), beside the volume and the result. A group has
-            a fixed size; one that needs more than this brings a warning.
+        memory_gb: memory for the tensors of one batch, or of the groups that are computed at once, in GB (1e9 bytes),
+            beside the volume and the result. A group has a fixed size; one that needs more than this brings a warning.
         seed: of the draw of attention sets, instead of the network's.
         autocast: lower precision for the network, such as `torch.bfloat16`; None computes in float32.
         existence: what the network's existence score does to a slice; None, and for a network without such a score,
@@ -224,10 +224,11 @@ class PromptedSliceInferer(SliceInferer):
             prediction, self._bytes_per_slice[key] = next(measured)
             self._warn_if_large(self._bytes_per_slice[key], group)
             yield first, prediction
-        size = group or max(1, min(LARGEST_BATCH, int(self.memory_gb * 1e9 / max(self._bytes_per_slice[key], 1))))
+        fit = max(1, int(self.memory_gb * 1e9 / max(self._bytes_per_slice[key], 1)))  # slices or groups
+        size = group or min(LARGEST_BATCH, fit)
         batches = [wanted[start : start + size] for start in range(len(first), len(wanted), size)]
         with SliceProgress(len(wanted), len(first), self.progress) as progress:
-            for chosen, prediction in zip(batches, workers.results(predict, batches), strict=True):
+            for chosen, prediction in zip(batches, workers.results(predict, batches, fit), strict=True):
                 yield chosen, prediction
                 progress.done(len(chosen))
 

@@ -6,6 +6,7 @@ waits for another core within an operation.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,12 @@ MOST_WORKERS = 4
 def number_of_workers(device: torch.device) -> int:
     """How many groups are computed at once: as many as PyTorch has threads, up to `MOST_WORKERS`; one on a GPU."""
     return min(torch.get_num_threads(), MOST_WORKERS) if device.type == "cpu" else 1
+
+
+def _take_threads(number: int) -> None:
+    """Let this thread's operations have some threads, whatever is set elsewhere afterwards."""
+    torch.set_num_threads(number)
+    torch.get_num_threads()  # when it is first asked, a thread takes the number that was set last anywhere
 
 
 class Workers:
@@ -47,27 +54,35 @@ class Workers:
             return
         threads = torch.get_num_threads()
         share = max(1, threads // count)
-        with ThreadPoolExecutor(count, "slices", initializer=lambda: torch.set_num_threads(share)) as pool:
+        begun = threading.Barrier(count)
+        with ThreadPoolExecutor(count, "slices", initializer=_take_threads, initargs=(share,)) as pool:
             try:
+                list(pool.map(lambda _: begun.wait(), range(count)))
+                # they keep the number they took, but any other thread that begins takes the number set last
+                torch.set_num_threads(threads)
                 yield cls(pool, count)
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-                torch.set_num_threads(threads)  # threads that begin later start with the number set last
 
-    def results(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """`function(item)` for every item, in their order; at most one result of each worker waits to be taken.
+    def results(
+        self, function: Callable[[Item], Result], items: Iterable[Item], most: int | None = None
+    ) -> Iterator[Result]:
+        """`function(item)` for every item, in their order.
 
         Args:
             function: called in a worker, where autocast and the gradient mode are PyTorch's defaults.
             items: what to call it with.
+            most: items that may be at work or wait to be taken at once, at least 1; by default one more than there are
+                workers.
         """
         if self._pool is None:
             yield from map(function, items)
             return
         waiting: deque[Future[Result]] = deque()
+        limit = min(self._count + 1, most or self._count + 1)
         for item in items:
             waiting.append(self._pool.submit(function, item))
-            if len(waiting) > self._count:
+            if len(waiting) >= limit:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
