@@ -25,8 +25,7 @@ from boltzformer.inference.api import Segmentation, Segmenter
 from boltzformer.inference.existence import ExistenceFromMetad
 from boltzformer.inference.load import LoadVolumed
 from boltzformer.inference.masks import MasksFromLogitsd
-from boltzformer.inference.slice_inferer import PromptedSliceInferer
-from boltzformer.inference.workers import number_of_workers
+from boltzformer.inference.slice_inferer import PromptedSliceInferer, groups_at_once
 from boltzformer.volumes.deflate import pack
 from boltzformer.volumes.sources import open_volume
 
@@ -127,11 +126,20 @@ def run_volume(segmenter: Segmenter, path: Path, prompts: Sequence[str], name: s
 
 @contextmanager
 def _phase(run: VolumeRun, name: str) -> Iterator[None]:
+    durations: list[float] = []
+    with _timed(durations):
+        yield
+    run.seconds[name] = durations[0]
+
+
+@contextmanager
+def _timed(durations: list[float]) -> Iterator[None]:
+    """Append the seconds that this takes, a device's work included."""
     _settle()
     began = time.perf_counter()
     yield
     _settle()
-    run.seconds[name] = run.seconds.get(name, 0.0) + time.perf_counter() - began
+    durations.append(time.perf_counter() - began)
 
 
 @contextmanager
@@ -141,23 +149,19 @@ def _encoding_apart(run: VolumeRun, segmenter: Segmenter) -> Iterator[None]:
     Where several groups are computed at once, what they take together counts by the number of workers.
     """
     computing = segmenter.inferer.computing(segmenter.network)
-    encode, durations = computing.encode_image, []
+    encode = computing.encode_image
+    durations: list[float] = []  # several threads may append to it
 
     def timed(image: Tensor, *args: Any) -> Any:
-        _settle()
-        began = time.perf_counter()
-        found = encode(image, *args)
-        _settle()
-        durations.append(time.perf_counter() - began)
-        return found
+        with _timed(durations):
+            return encode(image, *args)
 
     computing.encode_image = timed
     try:
         yield
     finally:
         del computing.encode_image
-    device = next(computing.parameters()).device
-    run.seconds["encode"] = sum(durations) / number_of_workers(device)
+    run.seconds["encode"] = sum(durations) / groups_at_once(computing)
 
 
 def _settle() -> None:

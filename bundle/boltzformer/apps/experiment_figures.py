@@ -138,7 +138,7 @@ def _one_of_each_case_first(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         first.setdefault((str(row["case"]), object_name(row)), row)
     chosen = {id(row) for row in first.values()}
-    return [*first.values(), *(row for row in rows if id(row) not in chosen)]
+    return sorted(rows, key=lambda row: id(row) not in chosen)
 
 
 def _positive(rows: Sequence[Row]) -> list[Row]:

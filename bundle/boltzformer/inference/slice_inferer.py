@@ -140,8 +140,7 @@ class PromptedSliceInferer(SliceInferer):
         volume = Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs))
         found = Found.nothing(volume, len(sentences), self.keep_logits)
         device = next(cast(Any, network).parameters()).device
-        in_groups = isinstance(_without_canvas(network), HurriedNetwork)
-        with Workers.of(number_of_workers(device) if in_groups else 1) as workers, self._computing_on(device):
+        with Workers.of(groups_at_once(network)) as workers, self._computing_on(device):
             text = cast(Any, network).encode_text(sentences)
             slices = self._slices_to_compute(volume)
             for asked in self._passes(slices, self._steps(network, sentences, inputs), found):
@@ -263,6 +262,16 @@ class PromptedSliceInferer(SliceInferer):
         offsets = range(-self.num_adjacent, self.num_adjacent + 1)
         near = torch.stack([(chosen + offset).clamp(0, len(volume) - 1) for offset in offsets], dim=1)
         return volume.windowed(near)
+
+
+def groups_at_once(network: Any) -> int:
+    """How many groups of slices are computed at once; 1 for a network that does not compute in groups.
+
+    Args:
+        network: that computes, see `PromptedSliceInferer.computing`.
+    """
+    in_groups = isinstance(_without_canvas(network), HurriedNetwork)
+    return number_of_workers(next(network.parameters()).device) if in_groups else 1
 
 
 def prompt_sentences(prompt: str | Prompt | Sequence[str | Prompt] | None, default: str | None = None) -> list[str]:

@@ -33,7 +33,7 @@ from .semantic_map import semantic_map_of
 from .text_encoder import TextFeatures
 
 LARGEST_GROUP = 8
-CPU_GROUP_PIXELS = 4.5 * 256 * 256  # of the working size; more of them, beside another group, leave a core's cache
+CPU_GROUP_PIXELS = 9 * 256 * 128  # of the working size; more of them, beside another group, leave a core's cache
 # (class, layer, activation): the activation follows the layer at once and nothing else reads what is between
 GELU_AFTER: tuple[tuple[type[nn.Module], str, str], ...] = (
     (tiny_vit.PatchEmbed, "conv1", "act"),
@@ -147,7 +147,7 @@ def group_of(network: BoltzFormer) -> int:
     """Slices of a group: as many as a CPU's caches hold between two layers, or as keep a GPU busy."""
     height, width = network.image_size
     on_cpu = network.image_encoder.mean.device.type == "cpu"
-    return max(1, min(LARGEST_GROUP, int(CPU_GROUP_PIXELS / (height * width)))) if on_cpu else LARGEST_GROUP
+    return max(1, min(LARGEST_GROUP, CPU_GROUP_PIXELS // (height * width))) if on_cpu else LARGEST_GROUP
 
 
 def _repeated(text: TextFeatures, times: int) -> TextFeatures:
