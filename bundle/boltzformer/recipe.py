@@ -29,7 +29,7 @@ from boltzformer.weights import read_checkpoint, read_record, save_atomically, s
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent
-DEFAULTS: dict[str, Any] = {"window": "auto", "axis": 2, "num_adjacent": 0, "pixel_size_mm": None}
+DEFAULTS: dict[str, Any] = {"window": "auto", "axis": 2, "num_adjacent": 0, "pixel_size_mm": None, "body_view": False}
 """What holds for a setting that neither the checkpoint nor the config gives."""
 
 
@@ -77,6 +77,11 @@ class Recipe:
         return None if stated is None else list(check_pixel_sizes(stated))
 
     @property
+    def body_view(self) -> bool:
+        """Whether each slice is seen through the box of its body, see `boltzformer.data.canvas`."""
+        return bool(self.content["input"].get("body_view", False))
+
+    @property
     def sha256(self) -> str | None:
         """Of the checkpoint's content, as the file states it."""
         return self.content.get("sha256")
@@ -120,8 +125,8 @@ def recipe_for(
         checkpoint: a checkpoint file (see also `found_in_bundle`); None for a network that starts anew.
         bundle_root: the bundle's folder.
         override: settings that may differ from the checkpoint's.
-        given: settings of the config: `window`, `axis`, `num_adjacent`, `pixel_size_mm`, `modality`; None or an empty
-            text is not given.
+        given: settings of the config: `window`, `axis`, `num_adjacent`, `pixel_size_mm`, `body_view`, `modality`; None
+            or an empty text is not given.
 
     Returns:
         the recipe, with every setting filled in.
@@ -211,7 +216,7 @@ def _settled(name: str, value: Any) -> Any:
         return list(window) if isinstance(window, tuple) else window
     if name == "pixel_size_mm":
         return list(check_pixel_sizes(value))
-    return int(value)
+    return bool(value) if name == "body_view" else int(value)
 
 
 def read_recipe(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:

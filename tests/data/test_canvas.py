@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from boltzformer.data.canvas import OVERLAP, canvas_of, check_pixel_sizes
+from boltzformer.data.canvas import OUTSIDE, OVERLAP, body_box, body_boxes, canvas_of, check_pixel_sizes
 from boltzformer.data.slice_transforms import ResizeSliced
 from boltzformer.errors import InputError
 
@@ -96,3 +96,70 @@ def test_training_takes_the_view_with_the_object():
     seen = ResizeSliced(32, pixel_size_mm=[1.0, 2.0])(item)  # views of 64 mm in a slice of 200 mm
     assert seen["label"].sum() > 0
     assert torch.equal(seen["label"] > 0, seen["image"] >= 0.5)
+
+
+def _slice(size: tuple[int, int], box: tuple[int, int, int, int], value: float = 0.4) -> torch.Tensor:
+    image = torch.zeros(1, *size)
+    image[:, box[0] : box[2], box[1] : box[3]] = value
+    return image
+
+
+@pytest.mark.parametrize("scale", [1, 4])
+def test_the_box_of_the_body_holds_all_of_it_and_little_more(scale):
+    box = tuple(scale * edge for edge in (30, 41, 75, 90))
+    image = _slice((128 * scale, 120 * scale), box)
+    found = body_box(image)
+    assert all(inner - 2 * scale < outer <= inner for inner, outer in zip(box[:2], found[:2], strict=True))
+    assert all(inner <= outer < inner + 2 * scale for inner, outer in zip(box[2:], found[2:], strict=True))
+    fat = _slice((128 * scale, 120 * scale), box, 0.15)
+    assert body_box(fat) == found
+    image[:, 110 * scale, 10 * scale] = 1  # a speck beside it, of one pixel
+    assert scale == 1 or body_box(image) == found
+    near = torch.cat((image, torch.zeros_like(image), _slice(image.shape[-2:], (0, 0, 8 * scale, 8 * scale))))
+    assert body_box(near)[:2] == (0, 0)  # of the neighbours that go in as channels, too
+    assert body_box(torch.zeros(1, 40, 40)) is None
+    assert body_boxes(torch.stack((image, fat))) == [body_box(image), body_box(fat)]
+
+
+@pytest.mark.parametrize(
+    ("mm", "box"), [(1.0, (200, 150, 380, 330)), (4.0, (40, 40, 80, 100)), (0.9, (10, 30, 500, 490))]
+)
+def test_the_view_is_as_near_as_the_body_and_the_smallest_pixels_allow(mm, box):
+    size = (512, 512) if mm < 2 else (128, 128)
+    canvas = canvas_of(size, (mm, mm), GRID, (1.0, 2.75), box)
+    whole = canvas_of(size, (mm, mm), GRID, (1.0, 2.75))
+    assert canvas.window[0] <= whole.window[0]
+    assert canvas.window[0] == canvas.window[1]  # square pixels
+    assert canvas.window[0] * mm / 256 >= 0.99
+    assert canvas.rows[0] <= box[0]
+    assert canvas.rows[0] + canvas.window[0] >= box[2]
+    assert canvas.columns[0] <= box[1]
+    assert canvas.columns[0] + canvas.window[1] >= box[3]
+    need = max(box[2] - box[0], box[3] - box[1]) * mm / 256
+    assert canvas.window[0] * mm / 256 <= max(1.01, need * 1.1, 0.99 * min(need * 1.1, whole.window[0] * mm / 256))
+    sides = [canvas_of(size, (mm, mm), GRID, (1.0, 2.75), box, loosely).window[0] for loosely in (0, 0.3, 0.7, 1)]
+    assert sides == sorted(sides)
+    assert sides[-1] == whole.window[0]
+
+
+def test_outside_the_view_of_a_body_nothing_can_be_found():
+    image = _slice((128, 128), (40, 40, 80, 100))
+    canvas = canvas_of((128, 128), (4.0, 4.0), GRID, (1.0, 2.75), (40, 40, 80, 100))
+    (view,) = canvas.views(image)
+    back = canvas.join([view])
+    assert view.shape[-2:] == canvas.window
+    assert float(back[back > OUTSIDE].sum()) == pytest.approx(float(image.sum()))
+    assert torch.equal(back[:, 40:80, 40:100], image[:, 40:80, 40:100])
+    assert bool((back[:, :20] == OUTSIDE).all())
+    assert canvas_of((128, 128), (math.nan, 4.0), GRID, (1.0, 2.75), (40, 40, 80, 100)).is_whole
+
+
+def test_training_sees_the_body_alone():
+    item = {"image": _slice((128, 128), (40, 40, 80, 100)), "label": _slice((128, 128), (50, 50, 60, 60), 1.0)}
+    item |= {"spacing": torch.tensor([4.0, 4.0]), "known_spacing": torch.tensor([4.0, 4.0])}
+    near = ResizeSliced(64, pixel_size_mm=[1.0, 9.0], body_view=True)(item)
+    far = ResizeSliced(64, pixel_size_mm=[1.0, 9.0])(item)
+    grown = float(near["label"].sum() / far["label"].sum())
+    ratio = float((far["spacing"] / near["spacing"]).prod())
+    assert grown == pytest.approx(ratio, rel=0.15)
+    assert near["spacing"][0] == pytest.approx(60 * 4 * 1.08 / 64, rel=0.05)

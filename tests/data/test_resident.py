@@ -12,7 +12,7 @@ from boltzformer.data.augmentation import move_slice
 from boltzformer.data.case_prompts import NO_VALUE
 from boltzformer.data.cases import load_cases
 from boltzformer.data.collate import collate_prompts
-from boltzformer.data.resident import Choice, Draws, Move, ResidentSlices, collate_choices, sampling_matrices
+from boltzformer.data.resident import Choice, Draws, Move, ResidentSlices, bends, collate_choices, sampling_matrices
 from boltzformer.data.slice_dataset import Draw, SliceDataset
 from boltzformer.data.slice_transforms import ResizeSliced
 from boltzformer.errors import InputError
@@ -115,3 +115,67 @@ def test_bad_arguments_are_named(phantom_cases, tmp_path, arguments):
     data = SliceDataset(phantom_cases, tmp_path, training=True, **QUIET)
     with pytest.raises(InputError, match="Draws"):
         Draws(data, 32, **arguments)
+
+
+def test_the_body_s_view_is_that_of_the_slice_dataset(phantom_cases, tmp_path):
+    sizes = {"pixel_size_mm": [0.2, 50.0], "body_view": True}
+    data = SliceDataset(phantom_cases, tmp_path, transform=ResizeSliced(64, **sizes), **QUIET)
+    draws = Draws(data, 64, prob=0.0, intensity_prob=0.0, **sizes)
+    slices = ResidentSlices(data, 64, "cpu")
+    chosen = list(range(0, len(data), max(1, len(data) // 9)))
+    choices = [draws[i] for i in chosen]
+    image, label, _, _ = slices(collate_choices(choices))
+    assert any(c.move.window != data.volumes[c.draw.case].shape[1:] for c in choices)
+    for k, i in enumerate(chosen):
+        expected = data[i]
+        assert (image[k] - expected["image"]).abs().mean() < 0.02
+        overlap = 2 * (label[k] * expected["label"]).sum() / (label[k].sum() + expected["label"].sum())
+        assert overlap > 0.9
+
+
+def test_in_training_the_view_is_at_times_looser_than_the_box(phantom_cases, tmp_path):
+    data = SliceDataset(phantom_cases, tmp_path, training=True, **QUIET)
+    draws = Draws(data, 64, [0.2, 50.0], body_view=True)
+    sides = []
+    for epoch in range(12):
+        data.set_epoch(epoch)
+        sides.append(draws[0].move.window[0])
+    assert min(sides) < max(sides) <= data.volumes[0].shape[1]
+    assert 2 <= sides.count(min(sides)) <= 10  # half of them are the box itself
+
+
+def test_a_bend_is_smooth_and_reproducible():
+    reach = torch.tensor([0.0, 0.02])
+    moved = bends(reach, (40, 48), seed=3)
+    assert moved.shape == (2, 40, 48, 2)
+    assert not moved[0].any()
+    assert 0.005 < float(moved[1].abs().max()) <= 0.05  # in a grid of [-1, 1]; bicubic overshoots a little
+    assert float((moved[1, 1:] - moved[1, :-1]).abs().max()) < 2 / 40  # it never folds
+    assert torch.equal(moved, bends(reach, (40, 48), seed=3))
+    assert not torch.equal(moved, bends(reach, (40, 48), seed=4))
+
+
+@pytest.mark.parametrize("change", [{"warp": 0.05}, {"stretch": 0.3}])
+def test_bent_and_stretched_objects_stay_on_their_image(phantom_cases, tmp_path, change):
+    data = SliceDataset(phantom_cases, tmp_path, training=True, **QUIET)
+    slices = ResidentSlices(data, 64, "cpu")
+    plain = Draws(data, 64, prob=0.0, intensity_prob=0.0)
+    moved = Draws(data, 64, prob=1.0, shift=0.0, scale=0.0, angle=0.0, intensity_prob=0.0, **change)
+    some = list(range(0, len(data), max(1, len(data) // 20)))
+    before_image, before, _, _ = slices(collate_choices([plain[i] for i in some]))
+    after_image, after, _, _ = slices(collate_choices([moved[i] for i in some]))
+    assert not torch.equal(before, after)
+    assert not torch.equal(before_image, after_image)
+
+    def brightness(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return (image * mask).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
+
+    there = (before.flatten(1).sum(1) > 20) & (after.flatten(1).sum(1) > 20)
+    assert there.sum() >= 3
+    assert torch.allclose(brightness(before_image, before)[there], brightness(after_image, after)[there], atol=0.06)
+
+
+def test_a_stretch_is_along_the_rows():
+    wide = sampling_matrices([Move((20, 30), (0, 0), stretch=1.25)], (20, 30))[0]
+    assert wide[0, 0] == pytest.approx(1 / 1.25)
+    assert wide[1, 1] == pytest.approx(1)

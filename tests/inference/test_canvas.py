@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from boltzformer.data.canvas import canvas_of
+from boltzformer.data.canvas import OUTSIDE, body_box, canvas_of
+from boltzformer.data.slice_transforms import resize_image
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
@@ -81,3 +82,65 @@ def test_from_a_file_to_masks_on_its_own_grid(weights, overlay, tmp_path):
         segmenter.segment(body(), PROMPTS, modality="CT").mask_array,
         plain.segment(body(), PROMPTS, modality="CT").mask_array,
     )
+
+
+NEAR = [0.5, 9.0]
+
+
+def _body(mm: float = 1.0) -> MetaTensor:
+    """Bodies of several sizes in a field of air, one slice of them empty."""
+    array = torch.zeros(1, 1, 80, 72, 6)
+    for i, (row, column, height, width) in enumerate(
+        [(20, 20, 30, 30), (10, 30, 44, 20), (0, 0, 80, 72), (40, 40, 8, 8), (21, 20, 30, 30)]
+    ):
+        place = torch.rand(height, width, generator=torch.Generator().manual_seed(i)) * 0.5 + 0.3
+        array[0, 0, row : row + height, column : column + width, i] = place
+    return MetaTensor(array, affine=torch.diag(torch.tensor([mm, mm, 3.0, 1.0])))
+
+
+@pytest.mark.parametrize("precision", ["plain", "float32"])
+def test_each_slice_is_seen_through_the_box_of_its_own_body(network, precision):
+    volume = _body()
+    settings = {"pixel_size_mm": NEAR, "body_view": True, "precision": precision, "skip_blank": False}
+    inferer = PromptedSliceInferer(PROMPTS, **settings)
+    found = inferer(volume, network)[0].as_tensor()
+    again = inferer(volume[..., 3:4], network)[0].as_tensor()
+    assert torch.equal(found[..., 3:4], again)  # whatever else is in the volume
+    for i in range(volume.shape[-1]):
+        image = volume.as_tensor()[..., i]
+        canvas = canvas_of((80, 72), (1.0, 1.0), network.image_size, tuple(NEAR), body_box(image[0]))
+        with torch.no_grad():
+            views = [resize_image(view[0], network.image_size)[None] for view in canvas.views(image)]
+            logits = [network.segment(view, PROMPTS) for view in views]
+        sized = [torch.nn.functional.interpolate(one, canvas.window, mode="bilinear") for one in logits]
+        expected = canvas.join(sized)[0]
+        close = {"atol": 0, "rtol": 0} if precision == "plain" else {"atol": 2e-2, "rtol": 1e-2}
+        torch.testing.assert_close(found[..., i], expected.half(), **close)
+    assert bool((found[..., 0, :, 3] == OUTSIDE).all()), "outside the view a mask is empty"
+    far = PromptedSliceInferer(PROMPTS, pixel_size_mm=NEAR, precision=precision)(volume, network)[0].as_tensor()
+    assert not torch.equal(far[..., 0], found[..., 0])
+
+
+def test_evaluation_and_inference_see_the_same_bodies(network):
+    volume = _body()
+    images = volume.as_tensor()[0].permute(3, 0, 1, 2)[[0, 0, 1, 3]]
+    text = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[1]]
+    spacing = torch.tensor([[1.0, 1.0]] * 3 + [[torch.nan, torch.nan]])
+    with torch.no_grad():
+        found = SharedEncodingInferer(NEAR, body_view=True)(images, network, text=text, known_spacing=spacing)
+        whole = SharedEncodingInferer()(images, network, text=text, known_spacing=spacing)
+    settings = {"pixel_size_mm": NEAR, "body_view": True, "precision": "plain"}
+    expected = PromptedSliceInferer(PROMPTS, **settings)(volume, network).as_tensor()
+    for row, (prompt, where) in enumerate([(0, 0), (1, 0), (0, 1)]):
+        assert torch.equal(found[row, 0].half(), expected[0, prompt, ..., where])
+    assert torch.equal(found[3], whole[3])
+
+
+def test_without_a_spacing_or_a_range_the_body_is_not_looked_for(network):
+    volume = _body()
+    unknown = _body()
+    unknown.meta["spacing_known"] = False
+    plain = PromptedSliceInferer(PROMPTS)(volume, network).as_tensor()
+    assert torch.equal(PromptedSliceInferer(PROMPTS, body_view=True)(volume, network).as_tensor(), plain)
+    seen = PromptedSliceInferer(PROMPTS, pixel_size_mm=NEAR, body_view=True)(unknown, network)
+    assert torch.equal(seen.as_tensor(), plain)

@@ -140,6 +140,7 @@ def use_decodings(segmenter: Segmenter, decodings: int) -> None:
         skip_blank=plain.skip_blank,
         progress=plain.progress,
         pixel_size_mm=plain.pixel_size_mm,
+        body_view=plain.body_view,
         decodings=decodings,
     )
 

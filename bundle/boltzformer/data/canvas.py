@@ -20,7 +20,15 @@ from boltzformer.errors import InputError
 
 OVERLAP = 0.25
 """Least share of a window that it has in common with the next."""
+OUTSIDE = -30.0
+"""Logit of what lies outside the view: there is air, which holds no object."""
+_BLOCKS = 64  # to a side, whose means show the body: 8 mm in a field of 50 cm, which a couch's thin shell does not fill
+_AIR = 0.05  # largest mean of a block without body; fat has 0.15 in the window of soft tissue
+_MARGIN = 0.04  # of the box on every side, as a share of it
 _TOLERANCE = 1e-3  # a pixel size that is this near to a limit, relative to it, is within
+
+
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class Canvas:
             return views[0]
         places = list(product(self.rows, self.columns))
         if len(places) == 1:
-            return _cut(views[0], -places[0][0], -places[0][1], self.size)
+            return _cut(views[0], -places[0][0], -places[0][1], self.size, OUTSIDE)
         height, width = self.window
         weight = _ramp(height, views[0])[:, None] * _ramp(width, views[0])[None, :]
         total = views[0].new_zeros((*views[0].shape[:-2], *self.size))
@@ -86,6 +94,8 @@ def canvas_of(
     spacing: Sequence[float],
     grid: Sequence[int],
     pixel_size_mm: tuple[float, float] | None,
+    body: Box | None = None,
+    loosely: float = 0.0,
 ) -> Canvas:
     """Choose the views of a slice.
 
@@ -94,6 +104,8 @@ def canvas_of(
         spacing: mm along both; NaN where they are not known.
         grid: height and width of the network's working size, in pixels.
         pixel_size_mm: smallest and largest size of the grid's pixels that training covered; None takes the slice whole.
+        body: what the view has to hold (`body_box`), where that is nearer than the whole slice; None looks at it all.
+        loosely: how far the view keeps away from the body's box, from 0, the box, to 1, the whole slice.
 
     Returns:
         the slice whole where its pixels on the grid lie within the range or their size is not known.
@@ -105,7 +117,54 @@ def canvas_of(
         _along(pixels, float(mm), points, pixel_size_mm)
         for pixels, mm, points in zip(whole, spacing, grid, strict=True)
     )
-    return Canvas(whole, (height, width), rows, columns)
+    seen = Canvas(whole, (height, width), rows, columns)
+    return seen if body is None else _nearer(seen, spacing, grid, pixel_size_mm[0], body, loosely)
+
+
+def body_box(image: Tensor) -> Box | None:
+    """The part of a slice that is not air.
+
+    Args:
+        image: (C, h, w) in [0, 1], C neighbouring slices.
+
+    Returns:
+        first row, first column, and the row and column behind the last; None where all is air.
+    """
+    return body_boxes(image[None])[0]
+
+
+def body_boxes(images: Tensor) -> list[Box | None]:
+    """`body_box` of each of n slices (n, C, h, w), with one wait for their device."""
+    height, width = images.shape[-2:]
+    block = -(-max(height, width) // _BLOCKS)
+    means = functional.avg_pool2d(images, block, ceil_mode=True, count_include_pad=False)
+    boxes: list[Box | None] = []
+    for seen in (means.amax(dim=1) > _AIR).cpu():
+        rows, columns = (seen.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+        if not rows:
+            boxes.append(None)
+            continue
+        bottom, right = min(height, (rows[-1] + 1) * block), min(width, (columns[-1] + 1) * block)
+        boxes.append((rows[0] * block, columns[0] * block, bottom, right))
+    return boxes
+
+
+def _nearer(
+    seen: Canvas, spacing: Sequence[float], grid: Sequence[int], smallest: float, body: Box, loosely: float
+) -> Canvas:
+    """The view of the body, if its pixels on the grid are smaller than those of `seen`; else that.
+
+    They are square, so that what fills the grid along one axis leaves room along the other.
+    """
+    mm = [float(along) for along in spacing]
+    now = max(seen.window[i] * mm[i] / grid[i] for i in range(2))
+    needed = max((body[i + 2] - body[i]) * (1 + 2 * _MARGIN) * mm[i] / grid[i] for i in range(2))
+    pixel = max(needed, smallest) ** (1 - loosely) * now**loosely
+    if pixel >= now * (1 - _TOLERANCE):
+        return seen
+    height, width = (max(1, round(pixel * grid[i] / mm[i])) for i in range(2))
+    row, column = ((body[i] + body[i + 2] - side) // 2 for i, side in enumerate((height, width)))
+    return Canvas(seen.size, (height, width), (row,), (column,))
 
 
 def check_pixel_sizes(value: float | Sequence[float]) -> tuple[float, float]:
@@ -139,11 +198,11 @@ def _along(pixels: int, mm: float, points: int, limits: tuple[float, float]) -> 
     return length, tuple(round(last * i / max(1, count - 1)) for i in range(count))
 
 
-def _cut(image: Tensor, row: int, column: int, size: tuple[int, int]) -> Tensor:
-    """The part (..., H, W) that begins at a row and column, with 0 outside the image."""
+def _cut(image: Tensor, row: int, column: int, size: tuple[int, int], outside: float = 0.0) -> Tensor:
+    """The part (..., H, W) that begins at a row and column, with `outside` beyond the image."""
     height, width = image.shape[-2:]
     sides = (-column, column + size[1] - width, -row, row + size[0] - height)
-    return functional.pad(image, sides)  # a negative number cuts
+    return functional.pad(image, sides, value=outside)  # a negative number cuts
 
 
 def _ramp(length: int, like: Tensor) -> Tensor:

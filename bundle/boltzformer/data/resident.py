@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from boltzformer.data.augmentation import shift_in, shifts_of
-from boltzformer.data.canvas import canvas_of, check_pixel_sizes
+from boltzformer.data.canvas import Box, body_box, canvas_of, check_pixel_sizes
 from boltzformer.data.case_prompts import NO_VALUE
 from boltzformer.data.slice_dataset import Draw, SliceDataset, known_spacing
 from boltzformer.data.slice_transforms import harden_box, height_and_width
@@ -28,6 +28,7 @@ from boltzformer.data.windows import apply_window
 from boltzformer.errors import InputError
 
 _NOTHING = 255  # in a label map of bytes, what NO_VALUE asks for
+_BEND_POINTS = 7  # to a side: 8 cm apart in a field of 50 cm, so that organs bend and bones' edges stay smooth
 _MOST_OF_MEMORY = 0.6  # of what is free on a device; the rest is for the network
 
 
@@ -41,11 +42,13 @@ class Move:
         shift: of the content, in shares of the slice's height and width.
         factor: growth of the content.
         angle: counter-clockwise turn, in radians.
+        stretch: growth of the content along the rows alone, on top of `factor`, before the turn.
+        warp: largest bend of the content, as a share of the slice's sides; see `bends`.
         gain: factor of the intensities.
         offset: added to them.
         gamma: exponent of them.
         noise: standard deviation of what is added to them.
-        seed: of that noise.
+        seed: of that noise and of the bend.
     """
 
     window: tuple[int, int]
@@ -53,6 +56,8 @@ class Move:
     shift: tuple[float, float] = (0.0, 0.0)
     factor: float = 1.0
     angle: float = 0.0
+    stretch: float = 1.0
+    warp: float = 0.0
     gain: float = 1.0
     offset: float = 0.0
     gamma: float = 1.0
@@ -77,10 +82,14 @@ class Draws(Dataset[Choice]):
         dataset: the examples, with several prompts a slice or one.
         size: height and width of the grid, or one number for both.
         pixel_size_mm: see `slice_transforms.ResizeSliced`; of several views one is drawn.
+        body_view: look at the body's box, half of the time from farther away, by chance up to the whole slice: in a
+            scan whose air is not empty the box is larger.
         prob: probability of a turn, shift and scale.
-        shift: largest shift as a share of the side; or a map from datasets' names to one, see `RandSliceAffined`.
+        shift: largest shift as a share of the view's side; or a map from datasets' names, see `RandSliceAffined`.
         scale: largest change of the factor.
+        stretch: largest change of the growth along the rows alone, in [0, 1).
         angle: largest turn in degrees.
+        warp: largest bend, as a share of the view's side, in [0, 0.1]; see `bends`. It makes more anatomies of a few.
         intensity_prob: probability of each change of the intensities.
         gain: largest change of their factor.
         offset: largest number added.
@@ -96,10 +105,13 @@ class Draws(Dataset[Choice]):
         dataset: SliceDataset,
         size: int | Sequence[int],
         pixel_size_mm: float | Sequence[float] | None = None,
+        body_view: bool = False,
         prob: float = 0.9,
         shift: float | Mapping[str, float] = 0.1,
         scale: float = 0.2,
+        stretch: float = 0.0,
         angle: float = 12.0,
+        warp: float = 0.0,
         intensity_prob: float = 0.5,
         gain: float = 0.15,
         offset: float = 0.1,
@@ -107,17 +119,23 @@ class Draws(Dataset[Choice]):
         noise: float = 0.0,
     ) -> None:
         self.shifts = shifts_of(shift)
-        shares = {"prob": prob, "scale": scale, "intensity_prob": intensity_prob, "gain": gain, "gamma": gamma}
+        shares = {"prob": prob, "scale": scale, "stretch": stretch, "gain": gain, "gamma": gamma}
+        shares["intensity_prob"] = intensity_prob
         shares.update({f"shift of {name}": value for name, value in self.shifts.items()})
         for name, share in shares.items():
             if not 0 <= share <= 1 or (share == 1 and "prob" not in name):
                 raise InputError(f"Draws: {name} must lie in [0, 1), found {share}.")
         if not 0 <= angle <= 45 or offset < 0 or noise < 0:
             raise InputError("Draws: angle must lie in [0, 45] degrees; offset and noise must be 0 or more.")
+        if not 0 <= warp <= 0.1:
+            raise InputError(f"Draws: warp must lie in [0, 0.1], found {warp}: a larger bend folds the slice.")
         self.dataset = dataset
         self.size = height_and_width(size)
         self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
+        self.body_view = body_view
+        self._boxes: dict[tuple[int, int], Box | None] = {}
         self.prob, self.scale, self.angle = prob, scale, math.radians(angle)
+        self.stretch, self.warp = stretch, warp
         self.intensity_prob, self.gain, self.offset, self.gamma, self.noise = intensity_prob, gain, offset, gamma, noise
 
     def __len__(self) -> int:
@@ -125,23 +143,34 @@ class Draws(Dataset[Choice]):
 
     def __getitem__(self, index: int) -> Choice:
         drawn, rng = self.dataset.draw(index)
-        return Choice(drawn, self._move(drawn.case, rng))
+        return Choice(drawn, self._move(drawn.case, drawn.slice, rng))
 
-    def _move(self, number: int, rng: np.random.Generator) -> Move:
+    def _box(self, number: int, where: int) -> Box | None:
+        if (number, where) not in self._boxes:
+            picture = self.dataset.picture(number, where)
+            self._boxes[number, where] = body_box(torch.from_numpy(picture))
+        return self._boxes[number, where]
+
+    def _move(self, number: int, where: int, rng: np.random.Generator) -> Move:
         case, volume = self.dataset.data[number], self.dataset.volumes[number]
-        canvas = canvas_of(volume.shape[1:], known_spacing(case, volume), self.size, self.pixel_size_mm)
+        box = self._box(number, where) if self.body_view else None
+        loosely = max(0.0, rng.uniform(-1, 1)) if self.body_view and self.dataset.training else 0.0
+        canvas = canvas_of(volume.shape[1:], known_spacing(case, volume), self.size, self.pixel_size_mm, box, loosely)
         corner = (int(rng.choice(canvas.rows)), int(rng.choice(canvas.columns)))
         if not self.dataset.training:
             return Move(canvas.window, corner)
         moved = rng.random() < self.prob
-        shift = shift_in(self.shifts, case["dataset"]) * moved
+        near = min(1.0, *(side / whole for side, whole in zip(canvas.window, canvas.size, strict=True)))
+        shift = shift_in(self.shifts, case["dataset"]) * moved * near
         changed = (rng.random(4) < self.intensity_prob).astype(float)
         return Move(
             canvas.window,
             corner,
             shift=(rng.uniform(-shift, shift), rng.uniform(-shift, shift)),
             factor=1 + moved * rng.uniform(-self.scale, self.scale),
+            stretch=(1 - self.stretch) ** (moved * rng.uniform(-1, 1)) if self.stretch else 1.0,
             angle=moved * rng.uniform(-self.angle, self.angle),
+            warp=moved * near * rng.uniform(0, self.warp) if self.warp else 0.0,
             gain=1 + changed[0] * rng.uniform(-self.gain, self.gain),
             offset=changed[1] * rng.uniform(-self.offset, self.offset),
             gamma=(1 - self.gamma) ** (changed[2] * rng.uniform(-1, 1)),
@@ -227,6 +256,9 @@ class ResidentSlices:
         shape = (int(pictures.shape[-2]), int(pictures.shape[-1]))
         matrices = self._put(sampling_matrices([c.move for c in choices], shape))
         grid = F.affine_grid(matrices, [len(choices), 1, *self.size], align_corners=False)
+        if any(c.move.warp for c in choices):
+            reach_of_bend = self._put(np.asarray([c.move.warp for c in choices], dtype=np.float32))
+            grid = grid + bends(reach_of_bend, self.size, choices[0].move.seed)
         # where the slice shrinks, means over blocks first: what lies between two samples must count too
         shrinks = max(max(c.move.window[0] / self.size[0], c.move.window[1] / self.size[1]) for c in choices)
         pictures = _sample(_block_means(pictures, round(shrinks)), grid)
@@ -265,8 +297,8 @@ class ResidentSlices:
 def sampling_matrices(moves: Sequence[Move], shape: tuple[int, int]) -> np.ndarray:
     """Where a grid's points lie in the slice.
 
-    A point p of the slice (pixels right and down of its centre) is moved to factor · R p + shift · (W, H); the view is
-    cut out of what comes of that and stretched to the grid.
+    A point p of the slice (pixels right and down of its centre) is moved to factor · R S p + shift · (W, H), where S
+    stretches along the rows; the view is cut out of what comes of that and stretched to the grid.
 
     Args:
         moves: of n slices.
@@ -284,10 +316,29 @@ def sampling_matrices(moves: Sequence[Move], shape: tuple[int, int]) -> np.ndarr
         centre = centre - np.array([move.shift[1] * width, move.shift[0] * height])
         cos, sin = math.cos(move.angle), math.sin(move.angle)
         # y runs down, so a counter-clockwise turn of the content is undone by this one
-        back = np.array([[cos, -sin], [sin, cos]]) / move.factor
+        back = np.array([[1 / move.stretch], [1]]) * np.array([[cos, -sin], [sin, cos]]) / move.factor
         matrix = np.concatenate((back * half, (back @ centre)[:, None]), axis=1)
         matrices.append(matrix * (2 / np.array([[width], [height]])))
     return np.stack(matrices).astype(np.float32)
+
+
+def bends(reach: Tensor, size: tuple[int, int], seed: int) -> Tensor:
+    """Smooth random displacements of a grid's points (elastic deformation).
+
+    Points `_BEND_POINTS` to a side are moved by uniform random numbers; bicubic interpolation between them.
+
+    Args:
+        reach: (n,) largest displacement at those points, as a share of the slice's sides.
+        size: height and width of the grid.
+        seed: of the displacements, for all n.
+
+    Returns:
+        (n, *size, 2), to be added to a grid in [-1, 1].
+    """
+    generator = torch.Generator(reach.device).manual_seed(seed)
+    coarse = torch.rand((len(reach), 2, _BEND_POINTS, _BEND_POINTS), generator=generator, device=reach.device) * 2 - 1
+    smooth = F.interpolate(coarse * (2 * reach)[:, None, None, None], size, mode="bicubic", align_corners=True)
+    return smooth.movedim(1, -1)
 
 
 def _block_means(stack: Tensor, block: int) -> Tensor:

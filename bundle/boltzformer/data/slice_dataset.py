@@ -227,9 +227,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         case, volume = self.data[drawn.case], self.volumes[drawn.case]
         several = self.prompts_per_slice > 1
         labels = volume.label(drawn.slice)
-        limits = self.limits[drawn.case]
         item = {
-            "image": torch.from_numpy(apply_window(self._read(volume, drawn.slice), *limits)),
+            "image": torch.from_numpy(self.picture(drawn.case, drawn.slice)),
             "label": torch.from_numpy(np.stack([labels == value for value in drawn.values]).astype(np.float32)),
             "text": drawn.texts if several else drawn.texts[0],
             "spacing": torch.tensor(volume.spacing[1:], dtype=torch.float32),
@@ -244,6 +243,10 @@ class SliceDataset(Dataset[dict[str, Any]]):
             self.transform.set_random_state(seed=int(rng.integers(2**32)))
         # not `if self.transform`: the length of a Compose flattens it, which seeds its transforms anew
         return item if self.transform is None else self.transform(item)
+
+    def picture(self, number: int, position: int) -> np.ndarray:
+        """A slice of a case with its neighbours, (channels, H, W) float32 in [0, 1]."""
+        return apply_window(self._read(self.volumes[number], position), *self.limits[number])
 
     def _slice_of(self, index: int) -> tuple[int, int]:
         """Case and slice of an example with several prompts; empty slices come last and change with the epoch."""

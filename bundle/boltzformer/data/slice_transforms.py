@@ -9,7 +9,7 @@ import torch
 from monai.transforms import Transform
 from torch.nn import functional
 
-from boltzformer.data.canvas import canvas_of, check_pixel_sizes
+from boltzformer.data.canvas import body_box, canvas_of, check_pixel_sizes
 from boltzformer.errors import InputError
 
 _FAINTEST = 1e-3  # coverage below which a pixel is taken as not touched
@@ -122,6 +122,7 @@ class ResizeSliced(Transform):
         pixel_size_mm: smallest and largest size of the new pixels, in mm, that the network knows; None takes every
             slice whole.
         known_spacing_key: (2,) mm along H and W before any augmentation, NaN where not known; may be missing.
+        body_view: look at the slice through the box of its body, as near as `pixel_size_mm` allows.
 
     Raises:
         InputError: a size that is not one or two positive numbers.
@@ -135,7 +136,9 @@ class ResizeSliced(Transform):
         spacing_key: str = "spacing",
         pixel_size_mm: float | Sequence[float] | None = None,
         known_spacing_key: str = "known_spacing",
+        body_view: bool = False,
     ) -> None:
+        self.body_view = body_view
         self.size = height_and_width(spatial_size, "spatial_size")
         self.image_key, self.label_key, self.spacing_key = image_key, label_key, spacing_key
         self.known_spacing_key = known_spacing_key
@@ -159,7 +162,8 @@ class ResizeSliced(Transform):
             return item
         image = item[self.image_key]
         spacing = item[self.known_spacing_key].tolist()
-        canvas = canvas_of(image.shape[-2:], spacing, self.size, self.pixel_size_mm)
+        body = body_box(image) if self.body_view else None
+        canvas = canvas_of(image.shape[-2:], spacing, self.size, self.pixel_size_mm, body)
         views, best = canvas.views(image), 0
         if self.label_key in item:
             masks = canvas.views(item[self.label_key])

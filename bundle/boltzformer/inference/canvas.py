@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boltzformer.data.canvas import Canvas, canvas_of
+from boltzformer.data.canvas import Canvas, body_boxes, canvas_of
+from boltzformer.data.slice_transforms import resize_image
 from boltzformer.networks.boltzformer import Prediction
 
 logger = logging.getLogger(__name__)
@@ -18,7 +20,83 @@ KNOWN_SPACING = "spacing_known"
 """Key of an item and of a volume's metadata; False where the voxel size in the file means nothing."""
 
 
-class OnCanvas(nn.Module):
+class BodyViews:
+    """Slices that are each seen through the box of their own body, all on the network's grid.
+
+    Args:
+        images: (n, C, h, w) in [0, 1].
+        spacing: mm along h and w; NaN where they are not known, which shows every slice whole.
+        grid: height and width of the network's working size.
+        pixel_size_mm: see `canvas_of`.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        spacing: Sequence[float],
+        grid: tuple[int, int],
+        pixel_size_mm: tuple[float, float] | None,
+    ) -> None:
+        size = images.shape[-2:]
+        self.canvases = [canvas_of(size, spacing, grid, pixel_size_mm, box) for box in body_boxes(images)]
+        pairs = list(zip(self.canvases, images, strict=True))
+        self.counts = [len(canvas.rows) * len(canvas.columns) for canvas in self.canvases]
+        self.views = torch.stack([resize_image(view, grid) for canvas, image in pairs for view in canvas.views(image)])
+        """(N, C, *grid): of the n slices those views that each has, one after the other; mostly N = n."""
+
+    def joined(self, logits: Tensor) -> Tensor:
+        """Logits (N, P, *grid) of the views, back on the slices: (n, P, h, w)."""
+        made = []
+        for canvas, parts in zip(self.canvases, logits.split(self.counts), strict=True):
+            views = F.interpolate(parts, canvas.window, mode="bilinear", align_corners=False)
+            made.append(canvas.join(list(views)))
+        return torch.stack(made)
+
+    def surest(self, existence: Tensor) -> Tensor:
+        """Existence logits (N, P) of the views, to those of the slices (n, P): the surest view counts."""
+        return torch.stack([part.amax(0) for part in existence.split(self.counts)])
+
+    def of_each(self, asked: Tensor) -> Tensor:
+        """What holds of the slices (n, ...), for their views (N, ...)."""
+        return asked.repeat_interleave(torch.tensor(self.counts), dim=0)
+
+
+class _Seen(nn.Module):
+    """A network behind something that it looks through."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.default_prompt = getattr(network, "default_prompt", None)
+
+    def encode_text(self, prompts: Sequence[str]) -> Any:
+        """Of the network."""
+        return self.network.encode_text(prompts)
+
+
+class OnBodies(_Seen):
+    """A network whose `predict` looks at each slice through the box of its body.
+
+    Args:
+        network: a BoltzFormer, or one that decodes it several times.
+        spacing: of the slices to come, mm along both axes.
+        pixel_size_mm: see `canvas_of`.
+    """
+
+    def __init__(self, network: Any, spacing: tuple[float, float], pixel_size_mm: tuple[float, float]) -> None:
+        super().__init__(network)
+        self.spacing, self.pixel_size_mm = spacing, pixel_size_mm
+
+    def predict(self, image: Tensor, prompts: Any, seed: int | None = None, asked: Tensor | None = None) -> Prediction:
+        """As `OnCanvas.predict`; outside its view a slice has `OUTSIDE` for a logit."""
+        seen = BodyViews(image, self.spacing, _grid(self.network), self.pixel_size_mm)
+        more = {} if asked is None else {"asked": seen.of_each(asked)}
+        found = self.network.predict(seen.views, prompts, seed, **more)
+        existence = None if found.existence is None else seen.surest(found.existence)
+        return Prediction(seen.joined(found.logits), existence)
+
+
+class OnCanvas(_Seen):
     """A network whose `predict` takes slices of one size and looks at them through a canvas.
 
     Args:
@@ -27,14 +105,8 @@ class OnCanvas(nn.Module):
     """
 
     def __init__(self, network: Any, canvas: Canvas) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self.canvas = canvas
-        self.default_prompt = getattr(network, "default_prompt", None)
-
-    def encode_text(self, prompts: Sequence[str]) -> Any:
-        """Of the network."""
-        return self.network.encode_text(prompts)
 
     def predict(self, image: Tensor, prompts: Any, seed: int | None = None, asked: Tensor | None = None) -> Prediction:
         """As the network's; of several views the surest says whether an object is there.
@@ -53,7 +125,12 @@ class OnCanvas(nn.Module):
 
 
 def on_canvas(
-    network: Any, volume: Any, axis: int, pixel_size_mm: tuple[float, float] | None, earlier: OnCanvas | None = None
+    network: Any,
+    volume: Any,
+    axis: int,
+    pixel_size_mm: tuple[float, float] | None,
+    body_view: bool = False,
+    earlier: OnCanvas | OnBodies | None = None,
 ) -> Any:
     """The network for the slices of a volume: itself where they go in whole.
 
@@ -62,24 +139,35 @@ def on_canvas(
         volume: (..., X, Y, Z) with an affine in mm (MONAI's MetaTensor); without one the spacing is not known.
         axis: of the slices.
         pixel_size_mm: see `canvas_of`.
+        body_view: look at each slice through the box of its body.
         earlier: a result for another volume, given back where it fits, so that what is known of it still holds.
     """
     if pixel_size_mm is None:
         return network
     inside = [i for i in range(3) if i != axis]
     sizes = spacing_of(volume)
+    if body_view and all(sizes[i] > 0 for i in inside):
+        return _on_bodies(network, (sizes[inside[0]], sizes[inside[1]]), pixel_size_mm, earlier)
     canvas = canvas_of(
         [volume.shape[-3:][i] for i in inside], [sizes[i] for i in inside], _grid(network), pixel_size_mm
     )
     if canvas.is_whole:
         return network
-    if earlier is not None and earlier.network is network and earlier.canvas == canvas:
+    if isinstance(earlier, OnCanvas) and earlier.network is network and earlier.canvas == canvas:
         return earlier
     logger.info(
         "slices of %d x %d pixels are seen as %d view(s) of %d x %d, a field of view that the network knows",
         *(*canvas.size, len(canvas.rows) * len(canvas.columns), *canvas.window),
     )
     return OnCanvas(network, canvas)
+
+
+def _on_bodies(
+    network: Any, spacing: tuple[float, float], pixel_size_mm: tuple[float, float], earlier: nn.Module | None
+) -> OnBodies:
+    if isinstance(earlier, OnBodies) and earlier.network is network and earlier.spacing == spacing:
+        return earlier
+    return OnBodies(network, spacing, pixel_size_mm)
 
 
 def spacing_of(volume: Any) -> tuple[float, float, float]:

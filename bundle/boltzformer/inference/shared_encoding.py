@@ -10,6 +10,7 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from boltzformer.data.canvas import canvas_of, check_pixel_sizes
+from boltzformer.inference.canvas import BodyViews
 
 
 class SharedEncodingInferer(Inferer):
@@ -21,10 +22,12 @@ class SharedEncodingInferer(Inferer):
     Args:
         pixel_size_mm: sizes of the network's pixels that training covered, see `boltzformer.data.canvas`; None takes
             every slice whole.
+        body_view: look at each slice through the box of its body.
     """
 
-    def __init__(self, pixel_size_mm: float | Sequence[float] | None = None) -> None:
+    def __init__(self, pixel_size_mm: float | Sequence[float] | None = None, body_view: bool = False) -> None:
         super().__init__()
+        self.body_view = body_view
         self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
 
     def __call__(
@@ -56,6 +59,11 @@ class SharedEncodingInferer(Inferer):
         parts = []
         for start, spacing in _runs(known_spacing):  # a batch comes from one case: one run
             rows = slice(start, start + len(spacing))
+            if self.body_view and bool((spacing > 0).all()):
+                seen = BodyViews(inputs[rows], spacing[0].tolist(), network.image_size, self.pixel_size_mm)
+                texts = [one for one, count in zip(text[rows], seen.counts, strict=True) for _ in range(count)]
+                parts.append(seen.joined(self._whole(seen.views, network, texts)))
+                continue
             canvas = canvas_of(inputs.shape[-2:], spacing[0].tolist(), network.image_size, self.pixel_size_mm)
             views = [self._whole(view, network, text[rows]) for view in canvas.views(inputs[rows])]
             parts.append(canvas.join(views))

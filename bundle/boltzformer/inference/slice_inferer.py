@@ -17,7 +17,7 @@ from boltzformer.data.canvas import check_pixel_sizes
 from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
 from boltzformer.data.windows import limits_of
 from boltzformer.errors import InputError
-from boltzformer.inference.canvas import OnCanvas, on_canvas, spacing_of
+from boltzformer.inference.canvas import OnBodies, OnCanvas, on_canvas, spacing_of
 from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, after_looks, first_looks
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
 from boltzformer.inference.memory import measure_peak
@@ -65,6 +65,8 @@ class PromptedSliceInferer(SliceInferer):
             and slices are computed in groups; None looks at every slice.
         keep_logits: give back logits; False gives `ranks_of` them, which take half the memory and make the same masks
             and label map.
+        body_view: look at each slice through the box of its body, as near as `pixel_size_mm` allows. What lies outside
+            has an empty mask: it is air.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class PromptedSliceInferer(SliceInferer):
         pixel_size_mm: float | Sequence[float] | None = None,
         coarse: CoarsePass | None = None,
         keep_logits: bool = True,
+        body_view: bool = False,
     ) -> None:
         super().__init__(spatial_dim=spatial_dim, roi_size=(-1, -1), progress=progress)
         if num_adjacent not in (0, 1):
@@ -99,9 +102,10 @@ class PromptedSliceInferer(SliceInferer):
         self.coarse = coarse or CoarsePass()
         self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
         self.keep_logits = keep_logits
+        self.body_view = body_view
         self.precision = check_precision(precision)
         self.skip_blank = skip_blank
-        self._on_canvas: OnCanvas | None = None
+        self._on_canvas: OnCanvas | OnBodies | None = None
         self._hurried: tuple[Any, HurriedNetwork] | None = None
         self._bytes_per_slice: dict[tuple[Any, ...], int] = {}
 
@@ -169,9 +173,9 @@ class PromptedSliceInferer(SliceInferer):
             yield
 
     def _fitted(self, network: Any, inputs: Tensor) -> Any:
-        """The network, on a canvas where the volume's field of view asks for one."""
-        fitted = on_canvas(network, inputs, self.spatial_dim, self.pixel_size_mm, self._on_canvas)
-        if isinstance(fitted, OnCanvas) and fitted is not self._on_canvas:
+        """The network, on a canvas where the volume's field of view or the body's box asks for one."""
+        fitted = on_canvas(network, inputs, self.spatial_dim, self.pixel_size_mm, self.body_view, self._on_canvas)
+        if isinstance(fitted, OnCanvas | OnBodies) and fitted is not self._on_canvas:
             self._on_canvas = fitted
             self._bytes_per_slice.clear()  # a network of before may be gone, and another one may have its id
         return fitted
@@ -294,7 +298,7 @@ def prompt_sentences(prompt: str | Prompt | Sequence[str | Prompt] | None, defau
 
 
 def _without_canvas(network: Any) -> Any:
-    return network.network if isinstance(network, OnCanvas) else network
+    return network.network if isinstance(network, OnCanvas | OnBodies) else network
 
 
 def _plain(tensor: Tensor) -> Tensor:
