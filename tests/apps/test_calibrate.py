@@ -48,6 +48,15 @@ def test_the_threshold_serves_whole_volumes():
     assert numbers["volume_dice_gated"] < numbers["volume_dice_positive_slices"]
 
 
+def test_the_threshold_leaves_as_many_slices_empty_as_is_asked():
+    free, bound = calibrate(_rows(1.0)), calibrate(_rows(1.0), least_specificity=0.97)
+    assert bound["threshold"] > free["threshold"]
+    assert bound["specificity"] >= 0.97 > free["specificity"]
+    assert bound["volume_dice_gated"] < free["volume_dice_gated"]
+    with pytest.raises(InputError, match=r"99.99 % of the slices.*--specificity"):
+        calibrate(_rows(1.0), least_specificity=0.9999)
+
+
 def test_slices_of_one_kind_are_no_calibration():
     with pytest.raises(InputError, match="slices without"):
         calibrate([row for row in _rows(1.0) if row["label_pixels"]])
@@ -72,11 +81,11 @@ def test_numbers_go_into_the_recipe(tmp_path, checkpoint):
             temperature_of(tmp_path)
     write_json(tmp_path / "manifest.json", {"settings": {"existence_threshold": 0.0, "existence_temperature": 2.0}})
     with pytest.raises(typer.Exit):  # one line: the predictions say how far the slices lie apart
-        main(tmp_path, checkpoint, None)
+        main(tmp_path, checkpoint, None, specificity=0.5)
     (tmp_path / "predictions").mkdir()
     for k in range(20):
         save_nifti(tmp_path / "predictions" / f"c{k}.nii.gz", np.zeros((4, 4, 200), np.uint8), np.eye(4))
-    main(tmp_path, checkpoint, None)
+    main(tmp_path, checkpoint, None, specificity=0.5)
     assert read_recipe(checkpoint)["coarse"] == {"mm": 0.0, "objects": ["o"]}  # objects come and go at random here
     thresholds = read_recipe(checkpoint)["thresholds"]
     assert thresholds["existence_temperature"] == pytest.approx(3.0, rel=0.1)  # of scores made with 2

@@ -28,6 +28,9 @@ def main(
     report: Annotated[Path, typer.Argument(help="Folder of an evaluation of whole volumes made with the next line.")],
     checkpoint: Annotated[Path, typer.Argument(help="Weights that were evaluated; their recipe gets the numbers.")],
     output: Annotated[Path | None, typer.Option(help="Also write the numbers as JSON.")] = None,
+    specificity: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the slices without an object that have to stay empty.")
+    ] = 0.97,
 ) -> None:
     """Choose temperature and threshold of the existence score, and the distance of a coarse pass's first looks.
 
@@ -39,7 +42,7 @@ def main(
         if recipe is None:
             raise InputError(f"{checkpoint}: carries no recipe to write into; train it with this bundle")
         rows = read_rows(report / "slices.csv")
-        numbers = calibrate(rows, temperature_of(report))
+        numbers = calibrate(rows, temperature_of(report), specificity)
         looks = coarse_distances(numbers.pop("scored"), spacings(report, rows, recipe["input"]["axis"]))
         distance = coarse_mm(looks)
         numbers |= {"coarse_mm": distance, "lost_pixels_at_mm": looks}
@@ -90,22 +93,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def calibrate(rows: list[dict[str, Any]], old_temperature: float = 1.0) -> dict[str, Any]:
+def calibrate(
+    rows: list[dict[str, Any]], old_temperature: float = 1.0, least_specificity: float = 0.0
+) -> dict[str, Any]:
     """Temperature by likelihood, then the threshold by the Dice of whole volumes.
 
     Args:
         rows: slices of whole volumes, not gated.
         old_temperature: that the scores were made with.
+        least_specificity: share of the slices without the object that the gate has to leave empty.
 
     Returns:
-        `temperature`; `threshold`, of the calibrated probability, with the best mean Dice over whole volumes; and
-        what they give: `auroc`, `ece` before and after, `specificity` (slices without the object that stay
-        empty) and `sensitivity` (slices with it that are kept), and volume Dice of positive slices alone, of all
-        slices, and gated. `scored` are the rows with calibrated scores, and `shown`, whether the gate lets a mask
-        through.
+        `temperature`; `threshold`, of the calibrated probability: of those that leave enough slices empty, the one with
+        the best mean Dice over whole volumes; and what they give: `auroc`, `ece` before and after, `specificity`
+        (slices without the object that stay empty) and `sensitivity` (slices with it that are kept), and volume Dice
+        of positive slices alone, of all slices, and gated. `scored` are the rows with calibrated scores, and `shown`,
+        whether the gate lets a mask through.
 
     Raises:
-        InputError: all slices hold the object, or none does.
+        InputError: all slices hold the object, or none does; or no threshold leaves enough empty.
     """
     probability = np.array([row["existence"] for row in rows], dtype=np.float64)
     present = np.array([row["label_pixels"] > 0 for row in rows])
@@ -122,11 +128,17 @@ def calibrate(rows: list[dict[str, Any]], old_temperature: float = 1.0) -> dict[
     scored = [
         {**row, "existence": float(p)} for row, p in zip(rows, 1 / (1 + np.exp(-logit / temperature)), strict=True)
     ]
-    gated = {float(t): volume_dice(scored, float(t))["gated"] for t in THRESHOLDS}
-    threshold = max(gated, key=lambda t: gated[t])
-    scored = [{**row, "shown": row["existence"] >= threshold} for row in scored]
     calibrated = np.array([row["existence"] for row in scored])
     empty = np.array([row["predicted_pixels"] == 0 for row in rows])
+    left_empty = {float(t): float((empty | (calibrated < t))[~present].mean()) for t in THRESHOLDS}
+    gated = {t: volume_dice(scored, t)["gated"] for t, share in left_empty.items() if share >= least_specificity}
+    if not gated:
+        raise InputError(
+            f"no threshold leaves {100 * least_specificity:g} % of the slices without the object empty, at best "
+            f"{100 * max(left_empty.values()):.1f} %: ask for less with --specificity, or train the score for longer"
+        )
+    threshold = max(gated, key=lambda t: gated[t])
+    scored = [{**row, "shown": row["existence"] >= threshold} for row in scored]
     described = describe_existence(scored)
     assert described is not None  # every row has a score
     return {
@@ -138,7 +150,7 @@ def calibrate(rows: list[dict[str, Any]], old_temperature: float = 1.0) -> dict[
         "ece_before": calibration_error(probability, present),
         "ece": described["ece"],
         "specificity_ungated": float(empty[~present].mean()),
-        "specificity": float((empty | (calibrated < threshold))[~present].mean()),
+        "specificity": left_empty[threshold],
         "sensitivity": float((calibrated >= threshold)[present].mean()),
         **{f"volume_dice_{name}": value for name, value in volume_dice(scored, threshold).items() if name != "n"},
     }
