@@ -151,6 +151,7 @@ def test_outside_the_view_of_a_body_nothing_can_be_found():
     assert float(back[back > OUTSIDE].sum()) == pytest.approx(float(image.sum()))
     assert torch.equal(back[:, 40:80, 40:100], image[:, 40:80, 40:100])
     assert bool((back[:, :20] == OUTSIDE).all())
+    assert torch.sigmoid(back[0, 0, 0]) < 1e-6
     assert canvas_of((128, 128), (math.nan, 4.0), GRID, (1.0, 2.75), (40, 40, 80, 100)).is_whole
 
 

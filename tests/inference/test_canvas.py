@@ -8,6 +8,7 @@ import torch
 from boltzformer.data.canvas import OUTSIDE, body_box, canvas_of
 from boltzformer.data.slice_transforms import resize_image
 from boltzformer.inference.api import Segmenter
+from boltzformer.inference.canvas import BodyViews
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from monai.data import MetaTensor
@@ -144,3 +145,19 @@ def test_without_a_spacing_or_a_range_the_body_is_not_looked_for(network):
     assert torch.equal(PromptedSliceInferer(PROMPTS, body_view=True)(volume, network).as_tensor(), plain)
     seen = PromptedSliceInferer(PROMPTS, pixel_size_mm=NEAR, body_view=True)(unknown, network)
     assert torch.equal(seen.as_tensor(), plain)
+
+
+def test_of_several_views_the_surest_says_whether_the_object_is_there():
+    images = torch.zeros(2, 1, 60, 60)
+    images[0, :, 20:30, 20:30] = 0.5  # one view, and a slice that is all body: four views
+    images[1] = 0.5
+    seen = BodyViews(images, (1.0, 1.0), (16, 16), (1.0, 2.5))
+    assert seen.counts == [1, 4]
+    assert seen.views.shape == (5, 1, 16, 16)
+    scores = torch.tensor([[-1.0, 5.0], [0.0, -3.0], [2.0, -2.0], [1.0, -9.0], [-4.0, -8.0]])
+    assert seen.surest(scores).tolist() == [[-1.0, 5.0], [2.0, -2.0]]
+    assert seen.of_each(torch.tensor([[True, False], [False, True]])).tolist() == [[True, False]] + [[False, True]] * 4
+    joined = seen.joined(torch.stack([torch.full((2, 16, 16), float(k)) for k in range(5)]))
+    assert joined.shape == (2, 2, 60, 60)
+    assert joined[1].amin() >= 1 - 1e-5
+    assert joined[1].amax() <= 4 + 1e-5

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from boltzformer.apps.bundle_config import read_bundle
+from boltzformer.apps.bundle_config import network_and_slices, read_bundle
 from boltzformer.apps.experiment_definition import Table
 from boltzformer.apps.experiment_plan import Run
 from boltzformer.apps.experiment_runs import ROWS, is_finished
@@ -24,7 +24,6 @@ from boltzformer.metrics.files import read_csv, write_text
 from boltzformer.metrics.measures.rows import Row, key_of, object_name
 from boltzformer.metrics.measures.size_buckets import MISSED_BELOW_DICE
 from boltzformer.networks.boltzformer import BoltzFormer
-from boltzformer.weights import load_weights
 
 
 def draw_figure(
@@ -182,10 +181,7 @@ def _patches(run: Run, rows: Sequence[Row], runs_dir: Path, bundle: Path, device
 def open_run(run: Run, runs_dir: Path, bundle: Path, device: str) -> tuple[Any, SliceDataset]:
     """A finished run's network with its weights, in evaluation mode, and the slices that it was scored on."""
     place = {"device": torch.device(device)}
-    parser = read_bundle(bundle, [str(runs_dir / run.key / "evaluate.json")], place)
-    network = parser.get_parsed_content("network").eval()
-    load_weights(network, parser.get_parsed_content("checkpoint"))
-    return network, parser.get_parsed_content("dataset")
+    return network_and_slices(read_bundle(bundle, [str(runs_dir / run.key / "evaluate.json")], place))
 
 
 def _item(dataset: SliceDataset, row: Row) -> dict[str, Any]:

@@ -12,14 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from boltzformer.apps.bundle_config import read_bundle
+from boltzformer.apps.bundle_config import network_and_slices, read_bundle
 from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.errors import InputError
 from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice
 from boltzformer.output_files import write_bytes
-from boltzformer.weights import load_weights
 
 console = Console()
 
@@ -73,9 +72,7 @@ def main(
     overrides = {key: value for key, value in (("dataset_dir", dataset_dir), ("checkpoint", checkpoint)) if value}
     with one_line_errors():
         parser = read_bundle(bundle_folder(), overlay or [], overrides)
-        network = parser.get_parsed_content("network").eval()
-        load_weights(network, parser.get_parsed_content("checkpoint"))
-        dataset = parser.get_parsed_content("dataset")
+        network, dataset = network_and_slices(parser)
         chosen = [dataset[index] for index in choose_examples(dataset, case, name, count)]
     traces = [trace_slice(network, item["image"], item["text"], item["label"]) for item in chosen]
     save_figure(trace_figure(traces), output_dir / "trace.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from boltzformer.apps.cli import app
 from boltzformer.data.cases import load_cases
+from boltzformer.data.prepare import shipped
 from boltzformer.data.prepare.shipped import LIDC_CROPS, OPENKBP, write_shipped_data
 from boltzformer.errors import InputError
 from typer.testing import CliRunner
@@ -88,5 +90,17 @@ def test_the_real_folders_give_the_cases_of_the_shipped_network(real_data_dir, t
         "lidc_crops_short": [480, 11],
         "openkbp": [170, 33],
         "openkbp_short": [170, 9],
+        "openkbp_sound": [170, 30],
     }
     assert LIDC_CROPS.added["window"] == [0, 255]
+
+
+def test_cases_with_wrong_labels_are_left_out_of_a_list_of_its_own(folders, tmp_path, monkeypatch):
+    part = dataclasses.replace(OPENKBP, wrong=frozenset({"validation_1", "validation_4"}))
+    monkeypatch.setattr(shipped, "OPENKBP", part)
+    write_shipped_data(*folders, tmp_path / "out")
+    sound = load_cases(tmp_path / "out" / "openkbp_sound.json", "validation")
+    names = [Path(case["image"]).name.removesuffix(".nii.gz") for case in sound]
+    assert names == [f"validation_{k}" for k in range(9) if k not in (1, 4)]
+    assert len(load_cases(tmp_path / "out" / "openkbp.json", "validation")) == 9
+    assert not (tmp_path / "out" / "lidc_crops_sound.json").exists()

@@ -17,6 +17,7 @@ from boltzformer.data.cases import load_cases
 from boltzformer.data.prepare.verify import file_sha256
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json, write_json
+from boltzformer.volumes.names import case_name
 
 SECTIONS = ("training", "validation")
 
@@ -30,12 +31,15 @@ class ShippedPart:
         objects: that it must name, so that the folders cannot be confused.
         added: keys that its `dataset.json` lacks.
         every: of the validation cases, one in so many is looked at while training (`<name>_short.json`).
+        wrong: validation cases with labels of something else. They count in every number; `<name>_sound.json` lists
+            the validation without them, for a second one.
     """
 
     name: str
     objects: frozenset[str]
     added: Mapping[str, Any] = field(default_factory=dict)
     every: int = 1
+    wrong: frozenset[str] = frozenset()
 
 
 OPENKBP = ShippedPart(
@@ -43,6 +47,9 @@ OPENKBP = ShippedPart(
     frozenset({"brainstem", "spinal cord", "right parotid gland", "left parotid gland", "esophagus", "mandible"}),
     {"modality": "CT", "body_part": "head and neck"},
     4,
+    # Seen in the images: pt_221's labels lie beside the organs, and its image is blank below the neck but for the cord;
+    # the cord of the other two takes in the muscles behind the spine, 150 pixels in place of 8.
+    frozenset({"pt_215", "pt_216", "pt_221"}),
 )
 LIDC_CROPS = ShippedPart(
     "lidc_crops",
@@ -61,8 +68,9 @@ def write_shipped_data(
     """Write the datalists and the split manifest.
 
     For each folder `<name>.json` holds all its training and validation cases and `<name>_short.json` the same training
-    cases with a share of the validation cases, for the choice of weights while training. `split.json` lists every file
-    of every section with its SHA-256.
+    cases with a share of the validation cases, for the choice of weights while training. Where labels are known to be
+    wrong, `<name>_sound.json` leaves those validation cases out. `split.json` lists every file of every section
+    with its SHA-256.
 
     Args:
         openkbp: OpenKBP's head and neck CT in Decathlon layout.
@@ -85,6 +93,10 @@ def write_shipped_data(
             counts = [len(load_cases(path, section)) for section in SECTIONS]  # also checks files and patients
             say(f"{path}: {counts[0]} training and {counts[1]} validation cases")
             written.append(path)
+        if part.wrong:
+            sound = [item for item in content["validation"] if case_name(item["image"]) not in part.wrong]
+            written.append(write_json(out / f"{part.name}_sound.json", {**content, "validation": sound}))
+            say(f"{written[-1]}: {len(sound)} validation cases, those with wrong labels left out")
         split[part.name] = _manifest(folder, content)
     path = write_json(out / "split.json", split)
     say(f"{path}: SHA-256 of every file")
