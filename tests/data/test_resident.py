@@ -12,7 +12,8 @@ from boltzformer.data.augmentation import move_slice
 from boltzformer.data.case_prompts import NO_VALUE
 from boltzformer.data.cases import load_cases
 from boltzformer.data.collate import collate_prompts
-from boltzformer.data.resident import Choice, Draws, Move, ResidentSlices, bends, collate_choices, sampling_matrices
+from boltzformer.data.moves import Move, bends, sampling_matrices
+from boltzformer.data.resident import Choice, Draws, ResidentSlices, collate_choices
 from boltzformer.data.slice_dataset import Draw, SliceDataset
 from boltzformer.data.slice_transforms import ResizeSliced
 from boltzformer.errors import InputError
