@@ -82,6 +82,11 @@ class Recipe:
         return bool(self.content["input"].get("body_view", False))
 
     @property
+    def resolution_mm(self) -> float | None:
+        """In-plane size of the training's pixels, in mm; None where it is not known."""
+        return self.content.get("trained_on", {}).get("pixel_mm")
+
+    @property
     def sha256(self) -> str | None:
         """Of the checkpoint's content, as the file states it."""
         return self.content.get("sha256")

@@ -164,3 +164,17 @@ def test_training_sees_the_body_alone():
     ratio = float((far["spacing"] / near["spacing"]).prod())
     assert grown == pytest.approx(ratio, rel=0.15)
     assert near["spacing"][0] == pytest.approx(60 * 4 * 1.08 / 64, rel=0.05)
+
+
+def test_a_body_that_the_field_cuts_off_is_seen_as_what_it_is_part_of():
+    box = (0, 100, 512, 400)
+    cut = canvas_of((512, 512), (0.5, 0.5), GRID, (1.0, 2.75), box)
+    assert cut.window[0] * 0.5 / 256 == pytest.approx(math.sqrt(2.75), rel=0.01)
+    assert cut.window[0] > 512  # from farther away than the slice reaches
+    (view,) = cut.views(torch.ones(1, 512, 512))
+    assert view.shape[-2:] == cut.window
+    assert torch.equal(cut.join([view]), torch.ones(1, 512, 512))
+    inside = canvas_of((512, 512), (0.5, 0.5), GRID, (1.0, 2.75), (8, 100, 512, 400))
+    assert inside.window[0] * 0.5 / 256 == pytest.approx(1.0, rel=0.1)
+    wide = canvas_of((512, 512), (1.0, 1.0), GRID, (1.0, 2.75), (100, 0, 300, 512))
+    assert wide.is_whole  # 512 mm are seen with large enough pixels as they are

@@ -7,10 +7,12 @@ import pytest
 import torch
 from boltzformer.data.canvas import OUTSIDE, body_box, canvas_of
 from boltzformer.data.slice_transforms import resize_image
+from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.canvas import BodyViews
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.inference.slices import Slices, blocks_of
 from monai.data import MetaTensor
 
 from tests.support import BUNDLE, body, save_nifti
@@ -161,3 +163,52 @@ def test_of_several_views_the_surest_says_whether_the_object_is_there():
     assert joined.shape == (2, 2, 60, 60)
     assert joined[1].amin() >= 1 - 1e-5
     assert joined[1].amax() <= 4 + 1e-5
+
+
+@pytest.mark.parametrize(
+    ("spacing", "resolution", "blocks"),
+    [
+        ((1.0, 1.0), 3.9, (4, 4)),
+        ((0.5, 1.4), 3.9, (8, 3)),
+        ((2.7, 3.9), 3.9, (1, 1)),
+        ((9.0, 5.0), 3.9, (1, 1)),
+        ((1.0, 1.0), None, (1, 1)),
+        ((float("nan"), float("nan")), 3.9, (1, 1)),
+    ],
+)
+def test_so_many_pixels_are_averaged_as_training_had_in_one(spacing, resolution, blocks):
+    assert blocks_of(spacing, resolution) == blocks
+
+
+@pytest.mark.parametrize("body_view", [False, True])
+def test_a_finer_scan_is_seen_as_coarsely_as_in_training(network, body_view):
+    coarse = _body(4.0)
+    coarse.array[...] = (coarse.array * 64).round() / 64  # so that means are exact
+    fine = MetaTensor(
+        coarse.as_tensor().repeat_interleave(4, -3).repeat_interleave(4, -2)[..., 1:-2, :, :],
+        affine=torch.diag(torch.tensor([1.0, 1.0, 3.0, 1.0])),
+    )
+    settings = {"pixel_size_mm": NEAR, "body_view": body_view, "precision": "plain", "skip_blank": False}
+    plain = PromptedSliceInferer(PROMPTS, **settings)(coarse, network)[0].as_tensor().float()
+    same = PromptedSliceInferer(PROMPTS, resolution_mm=4.0, **settings)(coarse, network)[0].as_tensor()
+    assert torch.equal(same.float(), plain)
+    whole = MetaTensor(coarse.as_tensor().repeat_interleave(4, -3).repeat_interleave(4, -2), affine=fine.affine)
+    found = PromptedSliceInferer(PROMPTS, resolution_mm=4.0, **settings)(whole, network)[0].as_tensor().float()
+    expected = torch.nn.functional.interpolate(
+        plain.permute(3, 0, 1, 2), scale_factor=4, mode="bilinear", align_corners=False
+    ).permute(1, 2, 3, 0)
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=2e-3)  # half precision, before one and after the other
+    cut = PromptedSliceInferer(PROMPTS, resolution_mm=4.0, **settings)(fine, network)[0]
+    assert cut.shape[1:] == fine.shape[2:]  # no whole number of blocks
+    unlike = PromptedSliceInferer(PROMPTS, **settings)(whole, network)[0].as_tensor().float()
+    assert not torch.allclose(found, unlike, atol=0.05)
+
+
+def test_pixels_are_averaged_before_the_window():
+    voxels = torch.tensor([[[-1000.0, 1000.0], [0.0, 0.0]]])
+    slices = Slices(voxels, (-100.0, 100.0), (1, 2))
+    assert slices.size == (2, 1)
+    assert slices.windowed(torch.tensor([[0]])).flatten().tolist() == [0.5, 0.5]
+    assert slices.enlarged(torch.ones(1, 3, 2, 1)).shape == (1, 3, 2, 2)
+    with pytest.raises(InputError, match="resolution_mm"):
+        PromptedSliceInferer(resolution_mm=0.0)

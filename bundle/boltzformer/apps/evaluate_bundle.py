@@ -141,6 +141,7 @@ def use_decodings(segmenter: Segmenter, decodings: int) -> None:
         progress=plain.progress,
         pixel_size_mm=plain.pixel_size_mm,
         body_view=plain.body_view,
+        resolution_mm=plain.resolution_mm,
         decodings=decodings,
     )
 

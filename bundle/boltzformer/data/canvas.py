@@ -8,6 +8,7 @@ pixels have 1.9 mm. Whole pixels are added and removed, so what comes back lies 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -118,7 +119,7 @@ def canvas_of(
         for pixels, mm, points in zip(whole, spacing, grid, strict=True)
     )
     seen = Canvas(whole, (height, width), rows, columns)
-    return seen if body is None else _nearer(seen, spacing, grid, pixel_size_mm[0], body, loosely)
+    return seen if body is None else _nearer(seen, spacing, grid, pixel_size_mm, body, loosely)
 
 
 def body_box(image: Tensor) -> Box | None:
@@ -150,17 +151,26 @@ def body_boxes(images: Tensor) -> list[Box | None]:
 
 
 def _nearer(
-    seen: Canvas, spacing: Sequence[float], grid: Sequence[int], smallest: float, body: Box, loosely: float
+    seen: Canvas,
+    spacing: Sequence[float],
+    grid: Sequence[int],
+    limits: tuple[float, float],
+    body: Box,
+    loosely: float,
 ) -> Canvas:
     """The view of the body, if its pixels on the grid are smaller than those of `seen`; else that.
 
-    They are square, so that what fills the grid along one axis leaves room along the other.
+    They are square, so that what fills the grid along one axis leaves room along the other. A body that the field of
+    view cuts off on two sides is larger than its box; it is seen with pixels of the middle of the range or larger ones,
+    if need be from farther away than the slice reaches: shoulders in a field of 25 cm must not look like a head.
     """
     mm = [float(along) for along in spacing]
     now = max(seen.window[i] * mm[i] / grid[i] for i in range(2))
     needed = max((body[i + 2] - body[i]) * (1 + 2 * _MARGIN) * mm[i] / grid[i] for i in range(2))
-    pixel = max(needed, smallest) ** (1 - loosely) * now**loosely
-    if pixel >= now * (1 - _TOLERANCE):
+    cut_off = any(body[i] == 0 and body[i + 2] == seen.size[i] for i in range(2))
+    least = math.sqrt(limits[0] * limits[1]) if cut_off else limits[0]
+    pixel = max(needed, least) ** (1 - loosely) * max(now, least) ** loosely
+    if now >= least and pixel >= now * (1 - _TOLERANCE):
         return seen
     height, width = (max(1, round(pixel * grid[i] / mm[i])) for i in range(2))
     row, column = ((body[i] + body[i + 2] - side) // 2 for i, side in enumerate((height, width)))

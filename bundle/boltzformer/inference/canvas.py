@@ -126,8 +126,8 @@ class OnCanvas(_Seen):
 
 def on_canvas(
     network: Any,
-    volume: Any,
-    axis: int,
+    size: tuple[int, int],
+    spacing: tuple[float, float],
     pixel_size_mm: tuple[float, float] | None,
     body_view: bool = False,
     earlier: OnCanvas | OnBodies | None = None,
@@ -136,21 +136,17 @@ def on_canvas(
 
     Args:
         network: a BoltzFormer, or a wrapper of one as its `network`.
-        volume: (..., X, Y, Z) with an affine in mm (MONAI's MetaTensor); without one the spacing is not known.
-        axis: of the slices.
+        size: height and width of the slices.
+        spacing: mm along both; NaN where they are not known.
         pixel_size_mm: see `canvas_of`.
         body_view: look at each slice through the box of its body.
         earlier: a result for another volume, given back where it fits, so that what is known of it still holds.
     """
     if pixel_size_mm is None:
         return network
-    inside = [i for i in range(3) if i != axis]
-    sizes = spacing_of(volume)
-    if body_view and all(sizes[i] > 0 for i in inside):
-        return _on_bodies(network, (sizes[inside[0]], sizes[inside[1]]), pixel_size_mm, earlier)
-    canvas = canvas_of(
-        [volume.shape[-3:][i] for i in inside], [sizes[i] for i in inside], _grid(network), pixel_size_mm
-    )
+    if body_view and all(mm > 0 for mm in spacing):
+        return _on_bodies(network, spacing, pixel_size_mm, earlier)
+    canvas = canvas_of(size, spacing, _grid(network), pixel_size_mm)
     if canvas.is_whole:
         return network
     if isinstance(earlier, OnCanvas) and earlier.network is network and earlier.canvas == canvas:

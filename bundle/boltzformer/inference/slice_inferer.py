@@ -23,8 +23,9 @@ from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, E
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.precision import Precision, check_precision, computation_of, hurried
 from boltzformer.inference.slice_progress import SliceProgress
-from boltzformer.inference.slices import Found, Slices
+from boltzformer.inference.slices import Found, Slices, blocks_of
 from boltzformer.inference.workers import Workers, number_of_workers
+from boltzformer.networks.boltzformer import Prediction
 from boltzformer.networks.hurried import HurriedNetwork
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,9 @@ class PromptedSliceInferer(SliceInferer):
             and label map.
         body_view: look at each slice through the box of its body, as near as `pixel_size_mm` allows. What lies outside
             has an empty mask: it is air.
+        resolution_mm: size of the training's pixels, in mm; slices with smaller ones are averaged to about as large
+            ones, before the window (`blocks_of`), and masks are interpolated to the slices' own pixels. None averages
+            nothing.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class PromptedSliceInferer(SliceInferer):
         coarse: CoarsePass | None = None,
         keep_logits: bool = True,
         body_view: bool = False,
+        resolution_mm: float | None = None,
     ) -> None:
         super().__init__(spatial_dim=spatial_dim, roi_size=(-1, -1), progress=progress)
         if num_adjacent not in (0, 1):
@@ -103,6 +108,9 @@ class PromptedSliceInferer(SliceInferer):
         self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
         self.keep_logits = keep_logits
         self.body_view = body_view
+        if resolution_mm is not None and not resolution_mm > 0:
+            raise InputError(f"resolution_mm is {resolution_mm}: give the size of the training's pixels, or null.")
+        self.resolution_mm = resolution_mm
         self.precision = check_precision(precision)
         self.skip_blank = skip_blank
         self._on_canvas: OnCanvas | OnBodies | None = None
@@ -140,8 +148,11 @@ class PromptedSliceInferer(SliceInferer):
         if prompts is None:
             prompts = parse_prompts(getattr(inputs, "meta", {}).get(PROMPT_KEY)) or self.prompt
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
-        network = self._fitted(self.computing(network), inputs)
-        volume = Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs))
+        inside = [mm for axis, mm in enumerate(spacing_of(inputs)) if axis != self.spatial_dim]
+        blocks = blocks_of(inside, self.resolution_mm)
+        volume = Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs), blocks)
+        spacing = (inside[0] * blocks[0], inside[1] * blocks[1])
+        network = self._fitted(self.computing(network), volume.size, spacing)
         found = Found.nothing(volume, len(sentences), self.keep_logits)
         device = next(cast(Any, network).parameters()).device
         with Workers.of(groups_at_once(network)) as workers, self._computing_on(device):
@@ -172,9 +183,9 @@ class PromptedSliceInferer(SliceInferer):
         with torch.no_grad(), torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             yield
 
-    def _fitted(self, network: Any, inputs: Tensor) -> Any:
+    def _fitted(self, network: Any, size: tuple[int, int], spacing: tuple[float, float]) -> Any:
         """The network, on a canvas where the volume's field of view or the body's box asks for one."""
-        fitted = on_canvas(network, inputs, self.spatial_dim, self.pixel_size_mm, self.body_view, self._on_canvas)
+        fitted = on_canvas(network, size, spacing, self.pixel_size_mm, self.body_view, self._on_canvas)
         if isinstance(fitted, OnCanvas | OnBodies) and fitted is not self._on_canvas:
             self._on_canvas = fitted
             self._bytes_per_slice.clear()  # a network of before may be gone, and another one may have its id
@@ -218,9 +229,10 @@ class PromptedSliceInferer(SliceInferer):
         def predict(chosen: Tensor) -> Any:
             more = {} if bool(asked[chosen].all()) else {"asked": asked[chosen]}
             with self._computing_on(device):
-                return network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed, **more)
+                found = network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed, **more)
+                return Prediction(volume.enlarged(found.logits), found.existence)
 
-        key = (id(network), device, tuple(volume.voxels.shape[1:]), len(text))
+        key = (id(network), device, tuple(volume.voxels.shape[1:]), volume.blocks, len(text))
         first = wanted[:0] if key in self._bytes_per_slice else wanted[: group or 1]
         if len(first):
             measured = workers.results(lambda one: measure_peak(lambda: predict(one), device), [first])
@@ -260,7 +272,7 @@ class PromptedSliceInferer(SliceInferer):
             )
 
     def _stack(self, volume: Slices, chosen: Tensor) -> Tensor:
-        """Slices with their neighbours as channels, (B, 1 or 3, H, W) float32 in [0, 1]."""
+        """Slices with their neighbours as channels, (B, 1 or 3, *volume.size) float32 in [0, 1]."""
         if self.num_adjacent == 0:
             return volume.windowed(chosen[:, None])
         offsets = range(-self.num_adjacent, self.num_adjacent + 1)

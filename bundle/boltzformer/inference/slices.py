@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from boltzformer.data.windows import apply_window
@@ -35,6 +37,25 @@ def ranks_of(logits: Tensor) -> Tensor:
         open_ &= ~surest
         ranks[:, p] += (surest & inside[:, p]).view(torch.int8)
     return ranks
+
+
+def blocks_of(spacing: Sequence[float], resolution_mm: float | None) -> tuple[int, int]:
+    """How many pixels to average so that slices are as coarse as those of training.
+
+    In a scan with pixels of 1 mm edges are sharper than any that a network trained on 4 mm has seen, and what lies
+    between bones looks narrower.
+
+    Args:
+        spacing: mm along H and W; NaN where it is not known, which averages nothing.
+        resolution_mm: size of the training's pixels; None averages nothing.
+
+    Returns:
+        pixels along H and W.
+    """
+    if resolution_mm is None or not all(mm > 0 for mm in spacing):
+        return (1, 1)
+    height, width = (max(1, round(resolution_mm / mm)) for mm in spacing)
+    return height, width
 
 
 @dataclass
@@ -78,24 +99,41 @@ class Found:
 
 
 class Slices:
-    """A volume cut into slices, which are windowed when they are taken.
+    """A volume cut into slices, which are averaged and windowed when they are taken.
 
     Args:
         voxels: (D, H, W), a view of the volume.
         limits: of a window that is still to be applied; None where the voxels lie in [0, 1].
+        blocks: pixels along H and W of which a pixel of the slices that are taken is the mean (`blocks_of`).
     """
 
-    def __init__(self, voxels: Tensor, limits: tuple[float, float] | None) -> None:
+    def __init__(self, voxels: Tensor, limits: tuple[float, float] | None, blocks: tuple[int, int] = (1, 1)) -> None:
         self.voxels = voxels
         self.limits = limits
+        self.blocks = blocks
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the slices that are taken: the volume's, over the blocks, rounded up."""
+        return -(-int(self.voxels.shape[1]) // self.blocks[0]), -(-int(self.voxels.shape[2]) // self.blocks[1])
 
     def __len__(self) -> int:
         return len(self.voxels)
 
     def windowed(self, chosen: Tensor) -> Tensor:
-        """Slices of some indices (...), as (..., H, W) float32."""
+        """Slices of some indices (n, C), as (n, C, *size) float32."""
         taken = self.voxels[chosen.to(self.voxels.device)]
+        if self.blocks != (1, 1):  # before the window, as a scanner with larger pixels would have averaged
+            taken = F.avg_pool2d(taken.float(), self.blocks, ceil_mode=True, count_include_pad=False)
         return taken.float() if self.limits is None else apply_window(taken, *self.limits)
+
+    def enlarged(self, logits: Tensor) -> Tensor:
+        """Logits (n, P, *size) for slices that were taken, on the volume's own pixels: (n, P, H, W)."""
+        if self.blocks == (1, 1):
+            return logits
+        covered = [side * block for side, block in zip(self.size, self.blocks, strict=True)]
+        made = F.interpolate(logits, covered, mode="bilinear", align_corners=False)
+        return made[..., : self.voxels.shape[1], : self.voxels.shape[2]]
 
     def check_and_see(self) -> Tensor:
         """Which slices hold anything above 0, after the window; bool (D,) on the host.

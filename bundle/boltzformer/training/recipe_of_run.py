@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from boltzformer.data.slice_dataset import SliceDataset
+from boltzformer.data.slice_dataset import SliceDataset, known_spacing
 from boltzformer.data.wordings import WordingBook
 from boltzformer.recipe import DEFAULTS, Recipe, check_recipe, versions
 from boltzformer.recipe_network import record_definition
@@ -31,7 +33,7 @@ def recipe_of_run(network: nn.Module, recipe: Recipe, dataset: SliceDataset, wor
     content = {
         "network": record_definition(network, recipe.bundle_root / "models"),
         "input": {name: recipe.content["input"][name] for name in DEFAULTS},
-        "trained_on": _joined(recipe.content.get("trained_on", {}), _trained_on(dataset.data, wordings)),
+        "trained_on": _joined(recipe.content.get("trained_on", {}), _trained_on(dataset, wordings)),
         "prompts": {"templates": list(wordings.templates), "entries": wordings.entries, "mode": wordings.file_mode},
         "thresholds": dict(recipe.content.get("thresholds", {})),
         "versions": versions(),
@@ -46,12 +48,15 @@ def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
     for name, value in earlier.items():
         if isinstance(value, list) and name in now:
             joined[name] = sorted({*value, *now[name]})
+    if "pixel_mm" in earlier:  # the finer of the two: what inference averages away was then seen in neither training
+        joined["pixel_mm"] = min(earlier["pixel_mm"], now.get("pixel_mm", earlier["pixel_mm"]))
     texts = {**earlier.get("objects", {}), **now["objects"]}
     joined["objects"] = dict(sorted(texts.items()))
     return joined
 
 
-def _trained_on(cases: Sequence[Mapping[str, Any]], wordings: WordingBook) -> dict[str, Any]:
+def _trained_on(dataset: SliceDataset, wordings: WordingBook) -> dict[str, Any]:
+    cases: Sequence[Mapping[str, Any]] = dataset.data
     objects: dict[str, list[str]] = {}
     for case in cases:
         for value, name in case["objects"].items():
@@ -61,7 +66,10 @@ def _trained_on(cases: Sequence[Mapping[str, Any]], wordings: WordingBook) -> di
     def named(key: str) -> list[str]:
         return sorted({str(case[key]) for case in cases if case.get(key)})
 
+    pixels = [math.prod(known_spacing(*one)) ** 0.5 for one in zip(cases, dataset.volumes, strict=True)]
+    known_pixels = [mm for mm in pixels if mm > 0]  # NaN where the file's spacing means nothing
     return {
+        **({"pixel_mm": round(statistics.median(known_pixels), 3)} if known_pixels else {}),
         "datasets": named("dataset"),
         "cases": len(cases),
         "patients": len(named("patient")),
