@@ -394,7 +394,7 @@ def test_without_validation_the_last_weights_are_scored(data, tmp_path):
     budget = write_json(tmp_path / "budget.json", {**BUDGET, "samples_per_epoch": 8, "val_interval": 2})
     table, out = _table(tmp_path, rows=rows), tmp_path / "out"
     assert run_table(table, data, out, overlays=[str(budget)], launcher=launch_here) == []
-    folder = next((out / "runs").iterdir())
+    (folder,) = (path for path in (out / "runs").iterdir() if path.is_dir())  # a lock lies beside it
     assert not (folder / "model.pt").exists()
     assert json.loads((folder / "evaluate.json").read_text())["checkpoint"] == str(folder / "train" / "last.pt")
     assert json.loads((folder / "result.json").read_text())["effort"]["steps"] == 2
