@@ -59,7 +59,7 @@ def main() -> int:
 
 def _copy(folder: Path) -> Path:
     """The checkout without its history; the large weights by a link."""
-    names = shutil.ignore_patterns(".git", ".venv", "models", "__pycache__", ".*_cache", "runs", "cache")
+    names = shutil.ignore_patterns(".git", ".venv*", "label_server", "demo_output", "models", "__pycache__", ".*_cache", "runs", "cache")
     copy = folder / "checkout"
     shutil.copytree(ROOT, copy, ignore=names, symlinks=True)
     (copy / "bundle" / "models").symlink_to(ROOT / "bundle" / "models")
