@@ -59,7 +59,8 @@ def main() -> int:
 
 def _copy(folder: Path) -> Path:
     """The checkout without its history; the large weights by a link."""
-    names = shutil.ignore_patterns(".git", ".venv*", "label_server", "demo_output", "models", "__pycache__", ".*_cache", "runs", "cache")
+    made = ("__pycache__", ".*_cache", "runs", "cache", "label_server", "demo_output")
+    names = shutil.ignore_patterns(".git", ".venv*", "models", *made)
     copy = folder / "checkout"
     shutil.copytree(ROOT, copy, ignore=names, symlinks=True)
     (copy / "bundle" / "models").symlink_to(ROOT / "bundle" / "models")
