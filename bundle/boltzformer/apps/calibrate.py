@@ -131,13 +131,13 @@ def calibrate(
     calibrated = np.array([row["existence"] for row in scored])
     empty = np.array([row["predicted_pixels"] == 0 for row in rows])
     left_empty = {float(t): float((empty | (calibrated < t))[~present].mean()) for t in THRESHOLDS}
-    gated = {t: volume_dice(scored, t)["gated"] for t, share in left_empty.items() if share >= least_specificity}
-    if not gated:
+    dice = {t: volume_dice(scored, t) for t, share in left_empty.items() if share >= least_specificity}
+    if not dice:
         raise InputError(
             f"no threshold leaves {100 * least_specificity:g} % of the slices without the object empty, at best "
             f"{100 * max(left_empty.values()):.1f} %: ask for less with --specificity, or train the score for longer"
         )
-    threshold = max(gated, key=lambda t: gated[t])
+    threshold = max(dice, key=lambda t: dice[t]["gated"])
     scored = [{**row, "shown": row["existence"] >= threshold} for row in scored]
     described = describe_existence(scored)
     assert described is not None  # every row has a score
@@ -152,7 +152,7 @@ def calibrate(
         "specificity_ungated": float(empty[~present].mean()),
         "specificity": left_empty[threshold],
         "sensitivity": float((calibrated >= threshold)[present].mean()),
-        **{f"volume_dice_{name}": value for name, value in volume_dice(scored, threshold).items() if name != "n"},
+        **{f"volume_dice_{name}": value for name, value in dice[threshold].items() if name != "n"},
     }
 
 

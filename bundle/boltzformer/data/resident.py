@@ -43,6 +43,8 @@ class Choice:
 class Draws(Dataset[Choice]):
     """What `SliceDataset` items ask for, and their augmentation, without a pixel.
 
+    With `body_view` each worker reads a slice once, for its box.
+
     Every number is a function of (seed, epoch, index), as in `SliceDataset`.
 
     Args:

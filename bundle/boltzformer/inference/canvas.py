@@ -61,8 +61,8 @@ class BodyViews:
         return asked.repeat_interleave(torch.tensor(self.counts), dim=0)
 
 
-class _Seen(nn.Module):
-    """A network behind something that it looks through."""
+class SeenThrough(nn.Module):
+    """A `network` behind something that it looks through."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Seen(nn.Module):
         return self.network.encode_text(prompts)
 
 
-class OnBodies(_Seen):
+class OnBodies(SeenThrough):
     """A network whose `predict` looks at each slice through the box of its body.
 
     Args:
@@ -87,6 +87,11 @@ class OnBodies(_Seen):
         super().__init__(network)
         self.spacing, self.pixel_size_mm = spacing, pixel_size_mm
 
+    def sees_as(self, other: OnBodies) -> bool:
+        """Whether another looks at the same slices in the same way, for the same network."""
+        same = (self.spacing, self.pixel_size_mm) == (other.spacing, other.pixel_size_mm)
+        return same and self.network is other.network
+
     def predict(self, image: Tensor, prompts: Any, seed: int | None = None, asked: Tensor | None = None) -> Prediction:
         """As `OnCanvas.predict`; outside its view a slice has `OUTSIDE` for a logit."""
         seen = BodyViews(image, self.spacing, _grid(self.network), self.pixel_size_mm)
@@ -96,7 +101,7 @@ class OnBodies(_Seen):
         return Prediction(seen.joined(found.logits), existence)
 
 
-class OnCanvas(_Seen):
+class OnCanvas(SeenThrough):
     """A network whose `predict` takes slices of one size and looks at them through a canvas.
 
     Args:
@@ -130,7 +135,7 @@ def on_canvas(
     spacing: tuple[float, float],
     pixel_size_mm: tuple[float, float] | None,
     body_view: bool = False,
-    earlier: OnCanvas | OnBodies | None = None,
+    earlier: SeenThrough | None = None,
 ) -> Any:
     """The network for the slices of a volume: itself where they go in whole.
 
@@ -145,7 +150,8 @@ def on_canvas(
     if pixel_size_mm is None:
         return network
     if body_view and all(mm > 0 for mm in spacing):
-        return _on_bodies(network, spacing, pixel_size_mm, earlier)
+        made = OnBodies(network, spacing, pixel_size_mm)
+        return earlier if isinstance(earlier, OnBodies) and earlier.sees_as(made) else made
     canvas = canvas_of(size, spacing, _grid(network), pixel_size_mm)
     if canvas.is_whole:
         return network
@@ -156,14 +162,6 @@ def on_canvas(
         *(*canvas.size, len(canvas.rows) * len(canvas.columns), *canvas.window),
     )
     return OnCanvas(network, canvas)
-
-
-def _on_bodies(
-    network: Any, spacing: tuple[float, float], pixel_size_mm: tuple[float, float], earlier: nn.Module | None
-) -> OnBodies:
-    if isinstance(earlier, OnBodies) and earlier.network is network and earlier.spacing == spacing:
-        return earlier
-    return OnBodies(network, spacing, pixel_size_mm)
 
 
 def spacing_of(volume: Any) -> tuple[float, float, float]:

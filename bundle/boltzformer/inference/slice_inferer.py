@@ -17,7 +17,7 @@ from boltzformer.data.canvas import check_pixel_sizes
 from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
 from boltzformer.data.windows import limits_of
 from boltzformer.errors import InputError
-from boltzformer.inference.canvas import OnBodies, OnCanvas, on_canvas, spacing_of
+from boltzformer.inference.canvas import SeenThrough, on_canvas, spacing_of
 from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, after_looks, first_looks
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
 from boltzformer.inference.memory import measure_peak
@@ -113,7 +113,7 @@ class PromptedSliceInferer(SliceInferer):
         self.resolution_mm = resolution_mm
         self.precision = check_precision(precision)
         self.skip_blank = skip_blank
-        self._on_canvas: OnCanvas | OnBodies | None = None
+        self._on_canvas: SeenThrough | None = None
         self._hurried: tuple[Any, HurriedNetwork] | None = None
         self._bytes_per_slice: dict[tuple[Any, ...], int] = {}
 
@@ -186,7 +186,7 @@ class PromptedSliceInferer(SliceInferer):
     def _fitted(self, network: Any, size: tuple[int, int], spacing: tuple[float, float]) -> Any:
         """The network, on a canvas where the volume's field of view or the body's box asks for one."""
         fitted = on_canvas(network, size, spacing, self.pixel_size_mm, self.body_view, self._on_canvas)
-        if isinstance(fitted, OnCanvas | OnBodies) and fitted is not self._on_canvas:
+        if isinstance(fitted, SeenThrough) and fitted is not self._on_canvas:
             self._on_canvas = fitted
             self._bytes_per_slice.clear()  # a network of before may be gone, and another one may have its id
         return fitted
@@ -310,7 +310,7 @@ def prompt_sentences(prompt: str | Prompt | Sequence[str | Prompt] | None, defau
 
 
 def _without_canvas(network: Any) -> Any:
-    return network.network if isinstance(network, OnCanvas | OnBodies) else network
+    return network.network if isinstance(network, SeenThrough) else network
 
 
 def _plain(tensor: Tensor) -> Tensor:
