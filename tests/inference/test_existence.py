@@ -11,10 +11,10 @@ import torch
 from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
-from boltzformer.inference.existence import EMPTY_LOGIT, ExistenceGate
+from boltzformer.inference.existence import ExistenceGate
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.inference.slices import BLANK_LOGIT
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
-from boltzformer.networks.boltzformer import Prediction
 from monai.data import MetaTensor
 
 from tests.support import BUNDLE, SMALL_NETWORK, body, run_inference, save_nifti, small_network, write_json
@@ -33,24 +33,20 @@ def volume():
 
 
 def test_a_gate_empties_what_is_improbable_and_no_more():
-    logits = torch.tensor([[[[3.0]], [[2.0]]], [[[-9.0]], [[1.0]]]])  # two slices, two prompts
-    existence = torch.tensor([[2.0, -2.0], [-4.0, 0.1]])
-    gated, probability = ExistenceGate(threshold=0.5)(Prediction(logits, existence))
-    assert gated.flatten().tolist() == [3.0, EMPTY_LOGIT, -9.0, 1.0]
-    assert probability.flatten().tolist() == pytest.approx([1 / (1 + math.exp(-x)) for x in (2, -2, -4, 0.1)])
+    existence = torch.tensor([[2.0, -2.0], [-4.0, 0.1]])  # two slices, two prompts
+    gate = ExistenceGate(threshold=0.5)
+    assert gate.keeps(existence).tolist() == [[True, False], [False, True]]
+    expected = [1 / (1 + math.exp(-x)) for x in (2, -2, -4, 0.1)]
+    assert gate.probability(existence).flatten().tolist() == pytest.approx(expected)
 
 
 def test_temperature_changes_the_probability_and_not_the_order():
-    found = Prediction(torch.zeros(1, 1, 1, 1), torch.tensor([[3.0]]))
-    assert ExistenceGate(None, 2.0)(found)[1].item() == pytest.approx(1 / (1 + math.exp(-1.5)))
+    assert ExistenceGate(None, 2.0).probability(torch.tensor([3.0])).item() == pytest.approx(1 / (1 + math.exp(-1.5)))
 
 
 @pytest.mark.parametrize("threshold", [None, 0])
-def test_nothing_is_emptied_without_a_threshold_or_a_score(threshold):
-    logits = torch.ones(1, 1, 2, 2)
-    for score in (None, torch.tensor([[-50.0]])):
-        assert torch.equal(ExistenceGate(threshold)(Prediction(logits, score))[0], logits)
-    assert ExistenceGate(0.9)(Prediction(logits, None))[1] is None
+def test_nothing_is_emptied_without_a_threshold(threshold):
+    assert ExistenceGate(threshold).keeps(torch.tensor([-50.0, 50.0])).all()
 
 
 @pytest.mark.parametrize("wrong", [{"threshold": 1.5}, {"threshold": -0.1}, {"temperature": 0.0}])
@@ -71,6 +67,35 @@ def test_scores_of_every_slice_travel_with_the_logits(volume, scoring):
     gated = PromptedSliceInferer(PROMPTS, existence=ExistenceGate(cut))(volume, scoring)
     emptied = (scores < cut)[None, :, None, None]
     assert torch.equal(gated.as_tensor() > 0, (result.as_tensor() > 0) & ~emptied)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"precision": "plain"},
+        {"keep_logits": False},
+        {"pixel_size_mm": [1.0, 3.0], "body_view": True, "resolution_mm": 2.0},
+        {"pixel_size_mm": 0.4, "body_view": True},  # several views of a slice
+        {"pixel_size_mm": 1.5},
+    ],
+)
+def test_masks_that_the_gate_keeps_are_those_without_it(scoring, settings):
+    """Masks that nobody will see are not computed."""
+    image = 0.5 * torch.rand(1, 1, 40, 36, 7, generator=torch.Generator().manual_seed(1))
+    image[..., :6, :, :] = 0
+    image = MetaTensor(image, affine=torch.diag(torch.tensor([1.0, 1, 2, 1])))
+    settings = {"progress": False, **settings}
+    whole = PromptedSliceInferer(PROMPTS, **settings)(image, scoring)
+    scores = whole.meta["existence"]
+    cut = float(scores.flatten().sort().values[6:8].mean())
+    gated = PromptedSliceInferer(PROMPTS, existence=ExistenceGate(cut), **settings)(image, scoring)
+    kept = (scores >= cut)[:, :, None, None]
+    assert torch.equal(gated.meta["existence"], scores)
+    if gated.dtype == torch.int8:
+        assert torch.equal(gated.as_tensor() > 0, (whole.as_tensor() > 0) & kept)
+    else:
+        assert torch.equal(gated.as_tensor(), torch.where(kept, whole.as_tensor(), BLANK_LOGIT))
 
 
 def test_sidecar_and_evaluation_know_the_scores(tmp_path, scoring):

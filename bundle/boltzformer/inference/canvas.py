@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boltzformer.data.canvas import Canvas, body_boxes, canvas_of
+from boltzformer.data.canvas import OUTSIDE, Canvas, body_boxes, canvas_of
 from boltzformer.data.slice_transforms import resize_image
 from boltzformer.networks.boltzformer import Prediction
+from boltzformer.networks.hurried import Worth
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +45,20 @@ class BodyViews:
         self.views = torch.stack([resize_image(view, grid) for canvas, image in pairs for view in canvas.views(image)])
         """(N, C, *grid): of the n slices those views that each has, one after the other; mostly N = n."""
 
-    def joined(self, logits: Tensor) -> Tensor:
-        """Logits (N, P, *grid) of the views, back on the slices: (n, P, h, w)."""
-        made = []
-        for canvas, parts in zip(self.canvases, logits.split(self.counts), strict=True):
-            views = F.interpolate(parts, canvas.window, mode="bilinear", align_corners=False)
-            made.append(canvas.join(list(views)))
-        return torch.stack(made)
+    def joined(self, logits: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Logits (N, P, *grid) of the views, back on the slices: (n, P, h, w).
+
+        Args:
+            logits: of the views.
+            kept: which are looked at later, bool (n, P); the others become `OUTSIDE`. None keeps all.
+        """
+        made = logits.new_full((len(self.canvases), logits.shape[1], *self.canvases[0].size), OUTSIDE)
+        for i, (canvas, parts) in enumerate(zip(self.canvases, logits.split(self.counts), strict=True)):
+            which = torch.arange(logits.shape[1]) if kept is None else kept[i].cpu().nonzero()[:, 0]
+            if len(which):
+                views = F.interpolate(parts[:, which], canvas.window, mode="bilinear", align_corners=False)
+                made[i, which] = canvas.join(list(views))
+        return made
 
     def surest(self, existence: Tensor) -> Tensor:
         """Existence logits (N, P) of the views, to those of the slices (n, P): the surest view counts."""
@@ -92,13 +100,21 @@ class OnBodies(SeenThrough):
         same = (self.spacing, self.pixel_size_mm) == (other.spacing, other.pixel_size_mm)
         return same and self.network is other.network
 
-    def predict(self, image: Tensor, prompts: Any, seed: int | None = None, asked: Tensor | None = None) -> Prediction:
+    def predict(
+        self,
+        image: Tensor,
+        prompts: Any,
+        seed: int | None = None,
+        asked: Tensor | None = None,
+        worth: Worth | None = None,
+    ) -> Prediction:
         """As `OnCanvas.predict`; outside its view a slice has `OUTSIDE` for a logit."""
         seen = BodyViews(image, self.spacing, _grid(self.network), self.pixel_size_mm)
-        more = {} if asked is None else {"asked": seen.of_each(asked)}
+        more = _for_views(len(seen.views) == len(image), None if asked is None else seen.of_each(asked), worth)
         found = self.network.predict(seen.views, prompts, seed, **more)
         existence = None if found.existence is None else seen.surest(found.existence)
-        return Prediction(seen.joined(found.logits), existence)
+        kept = None if existence is None or worth is None else worth(existence)
+        return Prediction(seen.joined(found.logits, kept), existence)
 
 
 class OnCanvas(SeenThrough):
@@ -113,7 +129,14 @@ class OnCanvas(SeenThrough):
         super().__init__(network)
         self.canvas = canvas
 
-    def predict(self, image: Tensor, prompts: Any, seed: int | None = None, asked: Tensor | None = None) -> Prediction:
+    def predict(
+        self,
+        image: Tensor,
+        prompts: Any,
+        seed: int | None = None,
+        asked: Tensor | None = None,
+        worth: Worth | None = None,
+    ) -> Prediction:
         """As the network's; of several views the surest says whether an object is there.
 
         Args:
@@ -121,12 +144,20 @@ class OnCanvas(SeenThrough):
             prompts: P encoded prompts.
             seed: see the network.
             asked: see `HurriedNetwork.predict`; None for a network that does not take it.
+            worth: likewise.
         """
-        more = {} if asked is None else {"asked": asked}
-        found = [self.network.predict(view, prompts, seed, **more) for view in self.canvas.views(image)]
+        views = self.canvas.views(image)
+        more = _for_views(len(views) == 1, asked, worth)
+        found = [self.network.predict(view, prompts, seed, **more) for view in views]
         existence = [one.existence for one in found if one.existence is not None]
         logits = self.canvas.join([one.logits for one in found])
         return Prediction(logits, torch.stack(existence).amax(dim=0) if existence else None)
+
+
+def _for_views(one_each: bool, asked: Tensor | None, worth: Worth | None) -> dict[str, Any]:
+    """What to tell the network of its views; where a slice has several, one alone cannot rule an object out."""
+    told = {"asked": asked, "worth": worth if one_each else None}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def on_canvas(

@@ -13,12 +13,9 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from boltzformer.errors import InputError
-from boltzformer.networks.boltzformer import Prediction
 
 EXISTENCE_KEY = "existence"
 EXISTENCE_AXIS_KEY = "existence_axis"
-EMPTY_LOGIT = -8.0
-"""Where a slice is emptied, no logit stays above this: probability 0.0003."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +40,13 @@ class ExistenceGate:
         if self.temperature is not None and self.temperature <= 0:
             raise InputError(f"existence_temperature is {self.temperature}: it must be above 0.")
 
-    def __call__(self, found: Prediction) -> tuple[Tensor, Tensor | None]:
-        """Gate what was found in B slices for P prompts.
+    def probability(self, existence: Tensor) -> Tensor:
+        """Calibrated probabilities of existence logits, float32, any shape."""
+        return torch.sigmoid(existence.float() / (self.temperature or 1.0))
 
-        Returns:
-            Logits (B, P, H, W), and probabilities (B, P) float32, or None from a network without the score.
-        """
-        if found.existence is None:
-            return found.logits, None
-        probability = torch.sigmoid(found.existence.float() / (self.temperature or 1.0))
-        if not self.threshold:
-            return found.logits, probability
-        improbable = (probability < self.threshold)[..., None, None]
-        return torch.where(improbable, found.logits.clamp(max=EMPTY_LOGIT), found.logits), probability
+    def keeps(self, existence: Tensor) -> Tensor:
+        """Whether a mask stays, for existence logits of any shape; bool."""
+        return self.probability(existence) >= (self.threshold or 0.0)
 
 
 class ExistenceFromMetad(MapTransform):

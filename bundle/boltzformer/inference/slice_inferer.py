@@ -23,9 +23,8 @@ from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, E
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.precision import Precision, check_precision, computation_of, hurried
 from boltzformer.inference.slice_progress import SliceProgress
-from boltzformer.inference.slices import Found, Slices, blocks_of
+from boltzformer.inference.slices import Found, Part, Slices, blocks_of
 from boltzformer.inference.workers import Workers, number_of_workers
-from boltzformer.networks.boltzformer import Prediction
 from boltzformer.networks.hurried import HurriedNetwork
 
 logger = logging.getLogger(__name__)
@@ -159,8 +158,8 @@ class PromptedSliceInferer(SliceInferer):
             text = cast(Any, network).encode_text(sentences)
             slices = self._slices_to_compute(volume)
             for asked in self._passes(slices, self._steps(network, sentences, inputs), found):
-                for chosen, prediction in self._batches(volume, network, text, asked, workers):
-                    found.take(chosen, asked[chosen], *self.existence(prediction))
+                for chosen, part in self._batches(volume, network, text, asked, workers):
+                    found.take(chosen, asked[chosen], part)
         result = found.logits.movedim(0, self.spatial_dim + 1)[None]
         # with the input's metadata, which `Invertd` asks for
         result = convert_to_dst_type(result, inputs, dtype=result.dtype)[0]
@@ -218,34 +217,44 @@ class PromptedSliceInferer(SliceInferer):
 
     def _batches(
         self, volume: Slices, network: Any, text: Any, asked: Tensor, workers: Workers
-    ) -> Iterator[tuple[Tensor, Any]]:
-        """Pairs of the indices of some slices and the network's `Prediction` for them."""
+    ) -> Iterator[tuple[Tensor, Part]]:
+        """Pairs of the indices of some slices and what was found in them."""
         device = next(network.parameters()).device
         wanted = asked.any(1).nonzero()[:, 0]
         if not len(wanted):
             return
         group = getattr(_without_canvas(network), "group", 0)
 
-        def predict(chosen: Tensor) -> Any:
-            more = {} if bool(asked[chosen].all()) else {"asked": asked[chosen]}
+        def predict(chosen: Tensor) -> Part:
             with self._computing_on(device):
-                found = network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed, **more)
-                return Prediction(volume.enlarged(found.logits), found.existence)
+                return self._part(volume, network, text, chosen, asked[chosen])
 
         key = (id(network), device, tuple(volume.voxels.shape[1:]), volume.blocks, len(text))
         first = wanted[:0] if key in self._bytes_per_slice else wanted[: group or 1]
         if len(first):
             measured = workers.results(lambda one: measure_peak(lambda: predict(one), device), [first])
-            prediction, self._bytes_per_slice[key] = next(measured)
+            part, self._bytes_per_slice[key] = next(measured)
             self._warn_if_large(self._bytes_per_slice[key], group)
-            yield first, prediction
+            yield first, part
         fit = max(1, int(self.memory_gb * 1e9 / max(self._bytes_per_slice[key], 1)))  # slices or groups
         size = group or min(LARGEST_BATCH, fit)
         batches = [wanted[start : start + size] for start in range(len(first), len(wanted), size)]
         with SliceProgress(len(wanted), len(first), self.progress) as progress:
-            for chosen, prediction in zip(batches, workers.results(predict, batches, fit), strict=True):
-                yield chosen, prediction
+            for chosen, part in zip(batches, workers.results(predict, batches, fit), strict=True):
+                yield chosen, part
                 progress.done(len(chosen))
+
+    def _part(self, volume: Slices, network: Any, text: Any, chosen: Tensor, asked: Tensor) -> Part:
+        """What the network finds in some slices, in a worker's thread."""
+        more: dict[str, Any] = {}
+        if isinstance(_without_canvas(network), HurriedNetwork):
+            more = {"asked": asked, "worth": self.existence.keeps if self.existence.threshold else None}
+        device = next(network.parameters()).device
+        found = network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed, **more)
+        if found.existence is None:
+            return Part.of(volume, found.logits, asked, None, self.keep_logits)
+        kept = self.existence.keeps(found.existence).cpu() & asked
+        return Part.of(volume, found.logits, kept, self.existence.probability(found.existence), self.keep_logits)
 
     def _slices_to_compute(self, volume: Slices) -> Tensor:
         """Indices of the slices that are not blank."""

@@ -80,22 +80,56 @@ class Found:
         blank, dtype = (BLANK_LOGIT, torch.float16) if keep_logits else (NOT_IN_MASK, torch.int8)
         return cls(torch.full(shape, blank, dtype=dtype, device=volume.voxels.device), torch.zeros(shape[:2]))
 
-    def take(self, chosen: Tensor, asked: Tensor, logits: Tensor, probability: Tensor | None) -> None:
+    def take(self, chosen: Tensor, asked: Tensor, part: Part) -> None:
         """Keep what was found in some slices, all prompts that will ever be asked for there being asked for now.
 
         Args:
             chosen: indices of n slices.
             asked: bool (n, P).
-            logits: (n, P, H, W).
-            probability: (n, P).
+            part: of these slices.
         """
-        part, p = asked.nonzero(as_tuple=True)
-        made = logits.to(self.logits.device, torch.float16)
-        if not bool(asked.all()):
-            made = made.masked_fill(~asked[..., None, None].to(made.device), BLANK_LOGIT)
-        self.logits[chosen] = made if self.logits.dtype == torch.float16 else ranks_of(made)
-        if probability is not None:
-            self.scores[chosen[part], p], self.scored = probability.float().cpu()[part, p], True
+        for index, which, masks in zip(chosen.tolist(), part.kept, part.masks, strict=True):
+            if len(masks):
+                self.logits[index, which] = masks
+        if part.probability is not None:
+            i, p = asked.nonzero(as_tuple=True)
+            self.scores[chosen[i], p], self.scored = part.probability.cpu()[i, p], True
+
+
+@dataclass
+class Part:
+    """What was found in n slices.
+
+    Attributes:
+        kept: which prompts have a mask there, bool (n, P), on the host; the others' are empty.
+        masks: for each slice those of its k prompts, in the form of `Found.logits`, (k, H, W).
+        probability: that the object is there, (n, P) float32; None from a network without the score.
+    """
+
+    kept: Tensor
+    masks: list[Tensor]
+    probability: Tensor | None
+
+    @classmethod
+    def of(cls, volume: Slices, logits: Tensor, kept: Tensor, probability: Tensor | None, keep_logits: bool) -> Part:
+        """Bring the masks that are kept onto the volume's own pixels; most of the others would be as much work.
+
+        Args:
+            volume: from which the slices were taken.
+            logits: (n, P, *volume.size).
+            kept: see above, on any device.
+            probability: see above.
+            keep_logits: keep logits, not their ranks.
+        """
+        kept, device = kept.cpu(), volume.voxels.device
+        masks = []
+        for one, which in zip(logits, kept, strict=True):
+            if bool(which.any()):
+                made = volume.enlarged(one[which.to(one.device)][None]).to(device, torch.float16)
+                masks.append((made if keep_logits else ranks_of(made))[0])
+            else:
+                masks.append(torch.empty(0, *volume.voxels.shape[1:]))
+        return cls(kept, masks, probability)
 
 
 class Slices:

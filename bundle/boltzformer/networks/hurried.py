@@ -16,7 +16,7 @@ In float32 results differ from the plain path's by rounding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import timm.layers
@@ -31,6 +31,9 @@ from .boltzformer import BoltzFormer, Prediction
 from .features import ImageFeatures
 from .semantic_map import semantic_map_of
 from .text_encoder import TextFeatures
+
+Worth = Callable[[Tensor], Tensor]
+"""Existence logits of any shape -> bool: whether anybody will look at the mask."""
 
 LARGEST_GROUP = 8
 CPU_GROUP_PIXELS = 9 * 256 * 128  # of the working size; more of them, beside another group, leave a core's cache
@@ -100,6 +103,7 @@ class HurriedNetwork(nn.Module):
         prompts: Sequence[str] | TextFeatures,
         seed: int | None = None,
         asked: Tensor | None = None,
+        worth: Worth | None = None,
     ) -> Prediction:
         """As `BoltzFormer.predict`, in groups of slices.
 
@@ -109,12 +113,13 @@ class HurriedNetwork(nn.Module):
             seed: of the draw, instead of the network's.
             asked: which prompt is asked for in which slice, bool (B, P); None asks for all. What is not asked for may
                 be 0 in the result.
+            worth: spares the masks that it finds not worth it, where the network scores existence: they may be 0.
         """
         text = prompts if isinstance(prompts, TextFeatures) else self.encode_text(prompts)
         if asked is None:
             asked = torch.ones(len(image), len(text), dtype=torch.bool)
         groups = zip(image.split(self.group), asked.split(self.group), strict=True)
-        parts = [self._predict_group(group, text, seed, some.any(0).tolist()) for group, some in groups]
+        parts = [self._predict_group(group, text, seed, some, worth) for group, some in groups]
         existence = [part.existence for part in parts if part.existence is not None]
         return Prediction(torch.cat([part.logits for part in parts]), torch.cat(existence) if existence else None)
 
@@ -122,7 +127,9 @@ class HurriedNetwork(nn.Module):
         """The mask logits of `predict`, (B, P, H, W), float32."""
         return self.predict(image, prompts, seed).logits
 
-    def _predict_group(self, image: Tensor, text: TextFeatures, seed: int | None, asked: Sequence[bool]) -> Prediction:
+    def _predict_group(
+        self, image: Tensor, text: TextFeatures, seed: int | None, asked: Tensor, worth: Worth | None
+    ) -> Prediction:
         count = len(image)
         size = (count, len(text), int(image.shape[-2]), int(image.shape[-1]))
         logits = torch.zeros(size, device=image.device)
@@ -130,13 +137,17 @@ class HurriedNetwork(nn.Module):
         if count < self.group:
             image = torch.cat((image, image[-1:].expand(self.group - count, -1, -1, -1)))
         features = self.encode_image(image)
-        for p in (p for p, wanted in enumerate(asked) if wanted):
+        for p in asked.any(0).nonzero()[:, 0].tolist():
             repeated = _repeated(text[p : p + 1], self.group)
             found = self.network._decode(features, repeated, None, seed, keep_masks=False, keep_sets=False)
-            masks = found.logits[:count].float()
-            logits[:, p : p + 1] = F.interpolate(masks, size=size[2:], mode="bilinear", align_corners=False)
+            masks, wanted = found.logits[:count].float(), asked[:, p]
             if existence is not None and found.existence is not None:
                 existence[:, p] = found.existence[:count]
+                if worth is not None and image.device.type == "cpu":  # a GPU would have to wait for the answer
+                    wanted = wanted & worth(existence[:, p])
+            if bool(wanted.any()):
+                made = F.interpolate(masks[wanted], size=size[2:], mode="bilinear", align_corners=False)
+                logits[wanted, p] = made[:, 0]
         return Prediction(logits, existence)
 
     def _semantic_map(self, finest: Tensor) -> Tensor:
