@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from boltzformer.apps.calibrate import calibrate, coarse_distances, coarse_mm, main, temperature_of
+from boltzformer.apps.calibrate import calibrate, coarse_distances, coarse_mm, main, settings_of
 from boltzformer.apps.publish import main as publish
 from boltzformer.errors import InputError
 from boltzformer.metrics.files import write_csv, write_json
@@ -78,8 +78,11 @@ def test_numbers_go_into_the_recipe(tmp_path, checkpoint):
     for told in ({}, {"existence_threshold": 0.4, "existence_temperature": 1.0}):
         write_json(tmp_path / "manifest.json", {"settings": told})
         with pytest.raises(InputError, match="gate at 0.4" if told else "evaluate once more"):
-            temperature_of(tmp_path)
-    write_json(tmp_path / "manifest.json", {"settings": {"existence_threshold": 0.0, "existence_temperature": 2.0}})
+            settings_of(tmp_path)
+    write_json(
+        tmp_path / "manifest.json",
+        {"settings": {"existence_threshold": 0.0, "existence_temperature": 2.0, "agreement_mm": 1.5}},
+    )
     with pytest.raises(typer.Exit):  # one line: the predictions say how far the slices lie apart
         main(tmp_path, checkpoint, None, specificity=0.5)
     (tmp_path / "predictions").mkdir()
@@ -90,6 +93,7 @@ def test_numbers_go_into_the_recipe(tmp_path, checkpoint):
     thresholds = read_recipe(checkpoint)["thresholds"]
     assert thresholds["existence_temperature"] == pytest.approx(3.0, rel=0.1)  # of scores made with 2
     assert 0 < thresholds["existence"] < 1
+    assert thresholds["agreement_mm"] == 1.5
 
 
 def _organ(first: int, last: int, slices: int = 60) -> list[dict]:

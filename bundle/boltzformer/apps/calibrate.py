@@ -36,19 +36,25 @@ def main(
 
     The evaluation must score slices that were not gated:
     boltzformer evaluate-bundle --set existence_threshold=0 --output-dir REPORT ...
+    The recipe also gets the `agreement_mm` that its masks were made with, since the threshold belongs to them.
     """
     with one_line_errors():
         recipe = read_recipe(checkpoint)
         if recipe is None:
             raise InputError(f"{checkpoint}: carries no recipe to write into; train it with this bundle")
         rows = read_rows(report / "slices.csv")
-        numbers = calibrate(rows, temperature_of(report), specificity)
+        told = settings_of(report)
+        numbers = calibrate(rows, float(told["existence_temperature"] or 1.0), specificity)
         looks = coarse_distances(numbers.pop("scored"), spacings(report, rows, recipe["input"]["axis"]))
         distance = coarse_mm(looks)
         numbers |= {"coarse_mm": distance, "lost_pixels_at_mm": looks}
         update_recipe(
             checkpoint,
-            thresholds={"existence": numbers["threshold"], "existence_temperature": numbers["temperature"]},
+            thresholds={
+                "existence": numbers["threshold"],
+                "existence_temperature": numbers["temperature"],
+                "agreement_mm": told.get("agreement_mm"),
+            },
             coarse={"mm": distance, "objects": sorted({row["object"] for row in rows})},
         )
         if output is not None:
@@ -57,8 +63,8 @@ def main(
         print(f"{name}: {value}")
 
 
-def temperature_of(report: Path) -> float:
-    """The temperature that an evaluation's existence scores were made with, from its account.
+def settings_of(report: Path) -> dict[str, Any]:
+    """What an evaluation's scores and masks were made with, from its account.
 
     Raises:
         InputError: the account is missing or does not say it, or the masks went through a gate.
@@ -71,7 +77,7 @@ def temperature_of(report: Path) -> float:
             f"{report}: its masks went through a gate at {told['existence_threshold']}; evaluate with --set "
             "existence_threshold=0, so that the best threshold can be found."
         )
-    return float(told["existence_temperature"] or 1.0)
+    return dict(told)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -92,9 +92,10 @@ def main(
         cases = [LabelledCase.from_dict(case) for case in done]
         scored = PredictionFolder(folder, names)
         weights = checkpoint or bundle / "models" / "model.pt"
-        gate = segmenter.inferer.existence
+        made_with = {f"existence_{name}": value for name, value in vars(segmenter.inferer.existence).items()}
+        made_with["agreement_mm"] = segmenter.inferer.agreement_mm
         found = score(
-            cases, scored, settings, workers, output_dir, compare_to, pictures, title, failures, weights, gate
+            cases, scored, settings, workers, output_dir, compare_to, pictures, title, failures, weights, made_with
         )
     end(found.failures)
 
@@ -142,6 +143,7 @@ def use_decodings(segmenter: Segmenter, decodings: int) -> None:
         pixel_size_mm=plain.pixel_size_mm,
         body_view=plain.body_view,
         resolution_mm=plain.resolution_mm,
+        agreement_mm=plain.agreement_mm,
         decodings=decodings,
     )
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from boltzformer.errors import InputError
-from boltzformer.inference.existence import ExistenceGate
 from boltzformer.manifest import DONE, FAILED, SKIPPED, Entry, Manifest
 from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.files import write_json
@@ -48,7 +47,7 @@ def score(
     title: str,
     lost: Mapping[str, str] | None = None,
     weights: Path | None = None,
-    gate: ExistenceGate | None = None,
+    made_with: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Evaluate, write all files and the account of the run, and print the tables.
 
@@ -63,7 +62,7 @@ def score(
         title: of the report.
         lost: what could not be segmented, image to reason, for lists and account.
         weights: that made the predictions, where they are known.
-        gate: that they went through, where it is known; `calibrate` asks the account for it.
+        made_with: settings that made the predictions, where they are known; `calibrate` asks the account for them.
     """
     console = Console()
     told: dict[str, Any] = {
@@ -71,7 +70,7 @@ def score(
         "axis": settings.axis,
         "absent_is_negative": settings.absent_is_negative,
     }
-    told |= {} if gate is None else {f"existence_{name}": value for name, value in vars(gate).items()}
+    told |= made_with or {}
     manifest = Manifest("evaluation", check_folder(output_dir), weights, told)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("scoring", total=len(cases))

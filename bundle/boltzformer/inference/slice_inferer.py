@@ -17,6 +17,7 @@ from boltzformer.data.canvas import check_pixel_sizes
 from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
 from boltzformer.data.windows import limits_of
 from boltzformer.errors import InputError
+from boltzformer.inference.agreement import Neighbours, check_agreement, weights_of
 from boltzformer.inference.canvas import SeenThrough, on_canvas, spacing_of
 from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, after_looks, first_looks
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
@@ -70,6 +71,9 @@ class PromptedSliceInferer(SliceInferer):
         resolution_mm: size of the training's pixels, in mm; slices with smaller ones are averaged to about as large
             ones, before the window (`blocks_of`), and masks are interpolated to the slices' own pixels. None averages
             nothing.
+        agreement_mm: sigma of the Gaussian over which a prompt's masks of neighbouring slices are averaged
+            (`boltzformer.inference.agreement`), in mm; 0 or None leaves every slice to itself, as it does where the
+            spacing is not known.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class PromptedSliceInferer(SliceInferer):
         keep_logits: bool = True,
         body_view: bool = False,
         resolution_mm: float | None = None,
+        agreement_mm: float | None = None,
     ) -> None:
         super().__init__(spatial_dim=spatial_dim, roi_size=(-1, -1), progress=progress)
         if num_adjacent not in (0, 1):
@@ -110,6 +115,7 @@ class PromptedSliceInferer(SliceInferer):
         if resolution_mm is not None and not resolution_mm > 0:
             raise InputError(f"resolution_mm is {resolution_mm}: give the size of the training's pixels, or null.")
         self.resolution_mm = resolution_mm
+        self.agreement_mm = check_agreement(agreement_mm)
         self.precision = check_precision(precision)
         self.skip_blank = skip_blank
         self._on_canvas: SeenThrough | None = None
@@ -147,19 +153,21 @@ class PromptedSliceInferer(SliceInferer):
         if prompts is None:
             prompts = parse_prompts(getattr(inputs, "meta", {}).get(PROMPT_KEY)) or self.prompt
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
-        inside = [mm for axis, mm in enumerate(spacing_of(inputs)) if axis != self.spatial_dim]
+        inside = list(spacing_of(inputs))
+        near = weights_of(self.agreement_mm, inside.pop(self.spatial_dim))
         blocks = blocks_of(inside, self.resolution_mm)
         volume = Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs), blocks)
         spacing = (inside[0] * blocks[0], inside[1] * blocks[1])
         network = self._fitted(self.computing(network), volume.size, spacing)
-        found = Found.nothing(volume, len(sentences), self.keep_logits)
+        found = Found.nothing(volume, len(sentences), self.keep_logits, Neighbours(near) if near[1:] else None)
         device = next(cast(Any, network).parameters()).device
         with Workers.of(groups_at_once(network)) as workers, self._computing_on(device):
             text = cast(Any, network).encode_text(sentences)
             slices = self._slices_to_compute(volume)
             for asked in self._passes(slices, self._steps(network, sentences, inputs), found):
-                for chosen, part in self._batches(volume, network, text, asked, workers):
+                for chosen, part in self._batches(found, network, text, asked, workers):
                     found.take(chosen, asked[chosen], part)
+            found.agree(workers)
         result = found.logits.movedim(0, self.spatial_dim + 1)[None]
         # with the input's metadata, which `Invertd` asks for
         result = convert_to_dst_type(result, inputs, dtype=result.dtype)[0]
@@ -216,9 +224,10 @@ class PromptedSliceInferer(SliceInferer):
             yield more
 
     def _batches(
-        self, volume: Slices, network: Any, text: Any, asked: Tensor, workers: Workers
+        self, found: Found, network: Any, text: Any, asked: Tensor, workers: Workers
     ) -> Iterator[tuple[Tensor, Part]]:
         """Pairs of the indices of some slices and what was found in them."""
+        volume = found.volume
         device = next(network.parameters()).device
         wanted = asked.any(1).nonzero()[:, 0]
         if not len(wanted):
@@ -227,7 +236,7 @@ class PromptedSliceInferer(SliceInferer):
 
         def predict(chosen: Tensor) -> Part:
             with self._computing_on(device):
-                return self._part(volume, network, text, chosen, asked[chosen])
+                return self._part(found, network, text, chosen, asked[chosen])
 
         key = (id(network), device, tuple(volume.voxels.shape[1:]), volume.blocks, len(text))
         first = wanted[:0] if key in self._bytes_per_slice else wanted[: group or 1]
@@ -244,17 +253,17 @@ class PromptedSliceInferer(SliceInferer):
                 yield chosen, part
                 progress.done(len(chosen))
 
-    def _part(self, volume: Slices, network: Any, text: Any, chosen: Tensor, asked: Tensor) -> Part:
+    def _part(self, found: Found, network: Any, text: Any, chosen: Tensor, asked: Tensor) -> Part:
         """What the network finds in some slices, in a worker's thread."""
         more: dict[str, Any] = {}
         if isinstance(_without_canvas(network), HurriedNetwork):
             more = {"asked": asked, "worth": self.existence.keeps if self.existence.threshold else None}
         device = next(network.parameters()).device
-        found = network.predict(self._stack(volume, chosen).to(device), text, seed=self.seed, **more)
-        if found.existence is None:
-            return Part.of(volume, found.logits, asked, None, self.keep_logits)
-        kept = self.existence.keeps(found.existence).cpu() & asked
-        return Part.of(volume, found.logits, kept, self.existence.probability(found.existence), self.keep_logits)
+        made = network.predict(self._stack(found.volume, chosen).to(device), text, seed=self.seed, **more)
+        if made.existence is None:
+            return found.part(made.logits, asked, None)
+        kept = self.existence.keeps(made.existence).cpu() & asked
+        return found.part(made.logits, kept, self.existence.probability(made.existence))
 
     def _slices_to_compute(self, volume: Slices) -> Tensor:
         """Indices of the slices that are not blank."""

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from boltzformer.data.windows import apply_window
 from boltzformer.errors import InputError
+from boltzformer.inference.agreement import Neighbours
+from boltzformer.inference.workers import Workers
 
 BLANK_LOGIT = -16.0
 """Of a slice that is not computed; a probability of 1e-7."""
@@ -56,80 +58,6 @@ def blocks_of(spacing: Sequence[float], resolution_mm: float | None) -> tuple[in
         return (1, 1)
     height, width = (max(1, round(resolution_mm / mm)) for mm in spacing)
     return height, width
-
-
-@dataclass
-class Found:
-    """What was found so far in D slices for P prompts.
-
-    Attributes:
-        logits: (D, P, H, W) float16, or their ranks (`ranks_of`) in int8; a slice lies in one piece of memory: it is
-            computed, turned and saved by slices.
-        scores: probability that the object is there, (D, P) float32; 0 where it was not computed.
-        scored: whether the network scores it.
-    """
-
-    logits: Tensor
-    scores: Tensor
-    scored: bool = False
-
-    @classmethod
-    def nothing(cls, volume: Slices, prompts: int, keep_logits: bool = True) -> Found:
-        """Empty masks for a volume, to be filled with logits or with their ranks."""
-        shape = (len(volume), prompts, *volume.voxels.shape[1:])
-        blank, dtype = (BLANK_LOGIT, torch.float16) if keep_logits else (NOT_IN_MASK, torch.int8)
-        return cls(torch.full(shape, blank, dtype=dtype, device=volume.voxels.device), torch.zeros(shape[:2]))
-
-    def take(self, chosen: Tensor, asked: Tensor, part: Part) -> None:
-        """Keep what was found in some slices, all prompts that will ever be asked for there being asked for now.
-
-        Args:
-            chosen: indices of n slices.
-            asked: bool (n, P).
-            part: of these slices.
-        """
-        for index, which, masks in zip(chosen.tolist(), part.kept, part.masks, strict=True):
-            if len(masks):
-                self.logits[index, which] = masks
-        if part.probability is not None:
-            i, p = asked.nonzero(as_tuple=True)
-            self.scores[chosen[i], p], self.scored = part.probability.cpu()[i, p], True
-
-
-@dataclass
-class Part:
-    """What was found in n slices.
-
-    Attributes:
-        kept: which prompts have a mask there, bool (n, P), on the host; the others' are empty.
-        masks: for each slice those of its k prompts, in the form of `Found.logits`, (k, H, W).
-        probability: that the object is there, (n, P) float32; None from a network without the score.
-    """
-
-    kept: Tensor
-    masks: list[Tensor]
-    probability: Tensor | None
-
-    @classmethod
-    def of(cls, volume: Slices, logits: Tensor, kept: Tensor, probability: Tensor | None, keep_logits: bool) -> Part:
-        """Bring the masks that are kept onto the volume's own pixels; most of the others would be as much work.
-
-        Args:
-            volume: from which the slices were taken.
-            logits: (n, P, *volume.size).
-            kept: see above, on any device.
-            probability: see above.
-            keep_logits: keep logits, not their ranks.
-        """
-        kept, device = kept.cpu(), volume.voxels.device
-        masks = []
-        for one, which in zip(logits, kept, strict=True):
-            if bool(which.any()):
-                made = volume.enlarged(one[which.to(one.device)][None]).to(device, torch.float16)
-                masks.append((made if keep_logits else ranks_of(made))[0])
-            else:
-                masks.append(torch.empty(0, *volume.voxels.shape[1:]))
-        return cls(kept, masks, probability)
 
 
 class Slices:
@@ -183,3 +111,95 @@ class Slices:
             )
         # by the very arithmetic of the window
         return (highest if self.limits is None else apply_window(highest, *self.limits)) > 0
+
+
+@dataclass
+class Part:
+    """What was found in n slices.
+
+    Attributes:
+        kept: which prompts have a mask there, bool (n, P), on the host; the others' are empty.
+        masks: for each slice those of its k prompts, as `Found.part` makes them.
+        probability: that the object is there, (n, P) float32; None from a network without the score.
+    """
+
+    kept: Tensor
+    masks: list[Tensor]
+    probability: Tensor | None
+
+
+@dataclass
+class Found:
+    """What was found so far in D slices for P prompts.
+
+    Attributes:
+        volume: the slices.
+        logits: (D, P, H, W) float16, or their ranks (`ranks_of`) in int8; a slice lies in one piece of memory: it is
+            computed, turned and saved by slices.
+        scores: probability that the object is there, (D, P) float32; 0 where it was not computed.
+        neighbours: hold masks until `agree`; None where every slice stands for itself.
+        scored: whether the network scores it.
+    """
+
+    volume: Slices
+    logits: Tensor
+    scores: Tensor
+    neighbours: Neighbours | None = None
+    scored: bool = False
+
+    @classmethod
+    def nothing(
+        cls, volume: Slices, prompts: int, keep_logits: bool = True, neighbours: Neighbours | None = None
+    ) -> Found:
+        """Empty masks for a volume, to be filled with logits or with their ranks."""
+        shape = (len(volume), prompts, *volume.voxels.shape[1:])
+        blank, dtype = (BLANK_LOGIT, torch.float16) if keep_logits else (NOT_IN_MASK, torch.int8)
+        empty = torch.full(shape, blank, dtype=dtype, device=volume.voxels.device)
+        return cls(volume, empty, torch.zeros(shape[:2]), neighbours)
+
+    def part(self, logits: Tensor, kept: Tensor, probability: Tensor | None) -> Part:
+        """Bring what a network found into the form that `take` takes; in a worker's thread.
+
+        Args:
+            logits: of n slices, (n, P, *volume.size).
+            kept: which are masks, bool (n, P), on any device: nothing is done for the others.
+            probability: see `Part`.
+        """
+        kept = kept.cpu()
+        form = self._finished if self.neighbours is None else self.neighbours.form
+        pairs = zip(logits, kept, strict=True)
+        return Part(kept, [form(one[which.to(one.device)]) for one, which in pairs], probability)
+
+    def take(self, chosen: Tensor, asked: Tensor, part: Part) -> None:
+        """Keep what was found in some slices, all prompts that will ever be asked for there being asked for now.
+
+        Args:
+            chosen: indices of n slices.
+            asked: bool (n, P).
+            part: of these slices.
+        """
+        for index, which, masks in zip(chosen.tolist(), part.kept, part.masks, strict=True):
+            if not len(masks):
+                continue
+            if self.neighbours is None:
+                self.logits[index, which] = masks
+            else:
+                self.neighbours.hold(index, which, masks)
+        if part.probability is not None:
+            i, p = asked.nonzero(as_tuple=True)
+            self.scores[chosen[i], p], self.scored = part.probability.cpu()[i, p], True
+
+    def agree(self, workers: Workers) -> None:
+        """Finish what is held, after the last part."""
+        held = self.neighbours
+        if held is not None:
+            finished = workers.results(lambda index: self._finished(held.mean(index)), held.slices)
+            for index, masks in zip(held.slices, finished, strict=True):
+                self.logits[index, held.which(index)] = masks
+
+    def _finished(self, logits: Tensor) -> Tensor:
+        """Logits (k, *volume.size) on the volume's own pixels, in the form of `logits`: (k, H, W)."""
+        if not len(logits):
+            return torch.empty(0)
+        made = self.volume.enlarged(logits[None]).to(self.logits.device, torch.float16)
+        return (made if self.logits.dtype == torch.float16 else ranks_of(made))[0]

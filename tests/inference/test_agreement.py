@@ -1,0 +1,126 @@
+"""Masks of neighbouring slices are averaged, in mm, over the slices that show the object."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from boltzformer.errors import InputError
+from boltzformer.inference.agreement import Neighbours, check_agreement, weights_of
+from boltzformer.inference.canvas import KNOWN_SPACING
+from boltzformer.inference.existence import ExistenceGate
+from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.inference.slices import BLANK_LOGIT
+from monai.data import MetaTensor
+
+from tests.support import small_network
+
+PROMPTS = ["liver in abdominal CT", "aorta"]
+SIGMA, SPACING = 2.5, 3.0
+ONE, TWO = (math.exp(-0.5 * (mm / SIGMA) ** 2) for mm in (3.0, 6.0))
+
+
+def test_slices_weigh_by_their_distance_in_mm():
+    assert weights_of(SIGMA, SPACING) == pytest.approx([1.0, ONE, TWO])  # 9 mm is beyond three sigmas
+    assert len(weights_of(SIGMA, 1.0)) == 1 + 7
+    assert weights_of(SIGMA, 0.75)[4] == weights_of(SIGMA, 1.5)[2] == weights_of(SIGMA, SPACING)[1]
+
+
+@pytest.mark.parametrize(("sigma", "spacing"), [(0.0, 3.0), (2.5, float("nan")), (2.5, 8.0)])
+def test_a_slice_alone(sigma, spacing):
+    assert weights_of(sigma, spacing) == [1.0]
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 101.0, float("nan")])
+def test_sigmas_out_of_range_are_refused(wrong):
+    with pytest.raises(InputError, match="agreement_mm"):
+        PromptedSliceInferer("aorta", agreement_mm=wrong)
+    assert check_agreement(None) == 0.0
+
+
+def test_only_slices_with_the_object_count():
+    """Two prompts, of which the second is missing in slice 1; slice 3 lies two away from slice 1."""
+    logits = {0: [[1.0, -2.0]], 1: [[3.0]], 3: [[-1.0, 4.0]]}
+    which = {0: [True, True], 1: [True, False], 3: [True, True]}
+    held = Neighbours([1.0, 0.5, 0.25])
+    for index in (3, 0, 1):
+        held.hold(index, torch.tensor(which[index]), held.form(torch.tensor(logits[index])[0][:, None, None]))
+    assert held.slices == [0, 1, 3]
+    p = {index: torch.tensor(values[0]).sigmoid() for index, values in logits.items()}
+    first = (p[1][0] + 0.5 * p[0][0] + 0.25 * p[3][0]) / 1.75
+    assert held.mean(1).flatten().tolist() == pytest.approx([torch.logit(first).item()], abs=2e-3)
+    assert held.mean(0)[1].item() == pytest.approx(-2.0, abs=2e-3), "alone within reach"
+    assert held.mean(0)[0].item() == pytest.approx(torch.logit((p[0][0] + 0.5 * p[1][0]) / 1.5).item(), abs=2e-3)
+
+
+def test_certain_logits_stay_finite():
+    held = Neighbours([1.0])
+    held.hold(0, torch.tensor([True]), held.form(torch.tensor([[[40.0, -40.0, 0.0]]])))
+    assert held.mean(0).flatten().tolist() == [16.0, -16.0, 0.0]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return small_network(**{"network_def#existence": True})
+
+
+@pytest.fixture(scope="module")
+def volume():
+    """Axial slices of 3 mm, all but the fourth with something in them."""
+    image = torch.rand(1, 1, 40, 36, 7, generator=torch.Generator().manual_seed(1))
+    image[..., 3] = 0
+    return MetaTensor(image, affine=torch.diag(torch.tensor([1.0, 1.0, SPACING, 1.0])))
+
+
+def _mean(logits: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The plain form, for logits (P, H, W, D) and kept (P, D)."""
+    weight = torch.tensor([TWO, ONE, 1.0, ONE, TWO])
+    p = torch.nn.functional.pad(logits.sigmoid() * kept[:, None, None], (2, 2)).unfold(-1, 5, 1)
+    w = torch.nn.functional.pad(kept.float(), (2, 2)).unfold(-1, 5, 1)
+    return torch.logit((p @ weight) / (w @ weight)[:, None, None])
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "plain"}, {"keep_logits": False}])
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_volume(network, volume, settings, gated):
+    settings = {"progress": False, **settings}
+    alone = PromptedSliceInferer(PROMPTS, progress=False, precision=settings.get("precision", "float32"))
+    one_by_one = alone(volume, network)
+    scores = one_by_one.meta["existence"][0]
+    threshold = float(scores.flatten().sort().values[6:8].mean()) if gated else None
+    kept = scores >= (threshold or 0.0)
+    kept[:, 3] = False  # blank
+    inferer = PromptedSliceInferer(PROMPTS, agreement_mm=SIGMA, existence=ExistenceGate(threshold), **settings)
+    result = inferer(volume, network).as_tensor()[0]
+    expected = _mean(one_by_one.as_tensor()[0].float(), kept)
+    shown = kept[:, None, None].expand_as(expected)
+    if settings.get("keep_logits", True):
+        assert torch.allclose(result[shown].float(), expected[shown], atol=0.02)
+        assert (result[~shown] == BLANK_LOGIT).all()
+    else:
+        clear = shown & (expected.abs() > 0.02)
+        assert torch.equal(result[clear] > 0, expected[clear] > 0)
+        assert (result[~shown] == -1).all()
+    assert not torch.equal(result > 0, (one_by_one.as_tensor()[0] > 0) & shown), "neighbours have changed something"
+
+
+def test_an_unknown_spacing_leaves_slices_to_themselves(network, volume):
+    unknown = MetaTensor(volume.as_tensor(), affine=volume.affine, meta={KNOWN_SPACING: False})
+    near, alone = (PromptedSliceInferer(PROMPTS, agreement_mm=mm, progress=False) for mm in (SIGMA, 0.0))
+    assert torch.equal(near(unknown, network).as_tensor(), alone(unknown, network).as_tensor())
+
+
+def test_slices_of_another_axis_have_its_spacing(network, volume):
+    along_x = MetaTensor(volume.as_tensor(), affine=torch.diag(torch.tensor([9.0, 1.0, SPACING, 1.0])))
+    near, alone = (PromptedSliceInferer("aorta", spatial_dim=0, agreement_mm=mm, progress=False) for mm in (SIGMA, 0.0))
+    assert torch.equal(near(along_x, network).as_tensor(), alone(along_x, network).as_tensor())
+
+
+def test_bits_depend_neither_on_memory_nor_on_other_prompts(network, volume):
+    settings = {"agreement_mm": SIGMA, "progress": False}
+    both = PromptedSliceInferer(PROMPTS, **settings)(volume, network).as_tensor()
+    little = PromptedSliceInferer(PROMPTS, memory_gb=1e-9, **settings)(volume, network).as_tensor()
+    one = PromptedSliceInferer(PROMPTS[1], **settings)(volume, network).as_tensor()
+    assert torch.equal(both, little)
+    assert torch.equal(both[:, 1:], one)
