@@ -140,6 +140,8 @@ def test_spacing(dataset, checkpoint, tmp_path):
     assert all(row["n"] == (2 if row["object"] == "all" else 1) for row in rows)
     first = {row["object"]: row["volume_dice"] for row in rows[:3]}
     assert all(row["difference"] == pytest.approx(row["volume_dice"] - first[row["object"]]) for row in rows)
+    assert all(row["on_own_pixels"] == pytest.approx(row["volume_dice"]) for row in rows[:3])
+    assert all(0 < row["on_own_pixels"] < 1 for row in rows if row["object"] == "all")
 
 
 def test_crops(dataset, checkpoint, tmp_path):

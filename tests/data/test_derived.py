@@ -10,6 +10,7 @@ import pytest
 from boltzformer.data.cases import load_cases
 from boltzformer.data.derived import (
     Scan,
+    back_on_grid,
     field_of_view,
     mirrored,
     other_side,
@@ -69,6 +70,30 @@ def test_a_field_of_view_holds_the_organs_at_their_place():
     place = np.argwhere(made.label == 1).mean(axis=0)
     world = made.affine @ [*place, 1]
     assert np.allclose(world, scan.affine @ [*np.argwhere(scan.label == 1).mean(axis=0), 1])
+
+
+@pytest.mark.parametrize("change", [resampled(1.0), resampled(1.3), resampled(8.0), field_of_view(100.0, 2.0)])
+def test_masks_come_back_on_the_pixels_of_the_scan(change):
+    """What was drawn on the scan's pixels comes back whole from finer ones, nearly so from coarser ones."""
+    scan = _scan()
+    made = change(scan, 0)
+    for value in OBJECTS:
+        label = scan.label == value
+        back = back_on_grid(made.label == value, made.affine, scan)
+        assert back.shape == label.shape
+        if made.spacing[0] < scan.spacing[0]:
+            assert np.array_equal(back, label)
+        else:
+            assert (back & label).sum() > 0.5 * label.sum()
+
+
+def test_half_of_a_pixel_is_enough():
+    scan = _scan()
+    made = resampled(2.0)(scan, 0)
+    mask = np.zeros(made.label.shape, dtype=bool)
+    mask[20:22, 10, 0] = True  # two of the four fine pixels of (10, 5), on one side
+    mask[30, 20, 1] = True  # one of four of (15, 10)
+    assert np.argwhere(back_on_grid(mask, made.affine, scan)).tolist() == [[10, 5, 0]]
 
 
 def test_shifts_reach_the_border_and_lose_nothing():

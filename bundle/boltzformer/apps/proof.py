@@ -22,6 +22,7 @@ from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.cases import load_cases
 from boltzformer.data.derived import (
     Change,
+    back_on_grid,
     field_of_view,
     mirrored,
     other_side,
@@ -40,6 +41,7 @@ from boltzformer.json_file import read_json
 from boltzformer.metrics.files import write_json
 from boltzformer.recipe import recipe_for, update_recipe
 from boltzformer.recipe_network import build_network
+from boltzformer.volumes.checks import read_volume
 from boltzformer.volumes.names import case_name
 from boltzformer.weights import load_weights
 
@@ -130,7 +132,10 @@ def spacing(
     setting: Setting = None,
     overlay: Overlay = None,
 ) -> None:
-    """Volume Dice of the same scans on other pixels and in a smaller field of view (on pixels of half the size)."""
+    """Volume Dice of the same scans on other pixels and in a smaller field of view (on pixels of half the size).
+
+    It is taken on those pixels, where the labels have the steps of the scan's own, and on the scan's own pixels.
+    """
     with one_line_errors():
         file = _weights(weights)
         cases = _cases(dataset, section, limit)
@@ -139,15 +144,18 @@ def spacing(
             f"pixels of {pixel_mm:g} mm": resampled(pixel_mm),
             f"field of view of {field_mm:g} mm": field_of_view(field_mm, pixel_mm / 2),
         }
-        found = {}
+        found, own = {}, {}
         for number, (name, change) in enumerate(variants.items()):
-            _, found[name] = _derive_and_evaluate(cases, change, output / f"{number}", file, setting, overlay)
+            folder = output / f"{number}"
+            _, found[name] = _derive_and_evaluate(cases, change, folder, file, setting, overlay)
+            own[name] = dice_on_own_pixels(cases, folder / "report" / "predictions")
         rows = []
         base = found["as they are"]
         for name, summary in found.items():
             for key, entry in {"all": summary["overall"], **summary["objects"]}.items():
                 first = base["overall"] if key == "all" else base["objects"][key]
-                rows.append({"scans": name, "object": key, "n": entry["n"], **_against(entry, first, "volume_dice")})
+                row = {"scans": name, "object": key, "n": entry["n"], **_against(entry, first, "volume_dice")}
+                rows.append({**row, "on_own_pixels": own[name].get(key)})
         _finish("Volume Dice by field of view", rows, output, file)
 
 
@@ -228,6 +236,28 @@ def other_terms(path: Path) -> list[str]:
     if not lists or not all(isinstance(part, list) and part for part in lists):
         raise InputError(f'{path}: expected an object such as {{"organs": ["liver", "spleen"]}}.')
     return [str(term) for part in lists for term in part]
+
+
+def dice_on_own_pixels(cases: Sequence[Mapping[str, Any]], predictions: Path) -> dict[str, float]:
+    """Mean volume Dice of masks of changed scans, brought back onto the scans' own pixels; and of all together, "all".
+
+    Args:
+        cases: before the change.
+        predictions: masks named after cases and objects.
+    """
+    found: dict[str, list[float]] = {}
+    for case in cases:
+        scan, names = read_scan(case), evaluate_bundle.file_names(case["objects"].values())
+        for value, name in case["objects"].items():
+            label = scan.label == value
+            if not label.any():
+                continue
+            voxels, header = read_volume(predictions / case_name(case["image"]) / f"{names[name]}.nii.gz")
+            mask = back_on_grid(voxels, header.affine, scan)
+            dice = 2 * (mask & label).sum() / (mask.sum() + label.sum())
+            for key in ("all", f"{case['dataset']} / {name}"):
+                found.setdefault(key, []).append(float(dice))
+    return {key: sum(values) / len(values) for key, values in found.items()}
 
 
 def opposite_shares(dataset: Path, predictions: Path) -> dict[str, Row]:

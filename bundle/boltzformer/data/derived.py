@@ -188,6 +188,31 @@ def field_of_view(field_mm: float, mm: float) -> Change:
     return change
 
 
+def back_on_grid(mask: np.ndarray, affine: np.ndarray, scan: Scan) -> np.ndarray:
+    """A mask of a `resampled` scan, or of its `field_of_view`, on the pixels of the scan that it was made from.
+
+    A pixel belongs to the mask if half of it does. Labels are drawn on the scan's pixels: finer ones would ask a mask
+    to follow their steps.
+
+    Args:
+        mask: (X', Y', Z).
+        affine: (4, 4), of the mask.
+        scan: before the change.
+
+    Returns:
+        bool, of the scan's shape; False outside the mask's field of view.
+    """
+    step = np.linalg.inv(scan.affine) @ affine
+    sizes = [max(1, round(n * step[axis, axis])) for axis, n in enumerate(mask.shape[:2])]
+    corner = step @ [-0.5, -0.5, 0, 1] + [0.5, 0.5, 0, 0]
+    x, y = (round(float(place)) for place in corner[:2])
+    slices = torch.from_numpy(np.ascontiguousarray(mask > 0)).float().permute(2, 0, 1)[None]
+    share = functional.interpolate(slices, sizes, mode="area")[0].permute(1, 2, 0).numpy()
+    found = np.zeros(scan.label.shape, dtype=bool)
+    found[x : x + sizes[0], y : y + sizes[1]] = share >= 0.5
+    return found
+
+
 def shifted(seed: int) -> Change:
     """Scans moved in-plane at random, as far as the labelled objects stay inside; 0 comes in, as in training.
 
