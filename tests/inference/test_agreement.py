@@ -9,7 +9,7 @@ import torch
 from boltzformer.errors import InputError
 from boltzformer.inference.agreement import Neighbours, check_agreement, weights_of
 from boltzformer.inference.canvas import KNOWN_SPACING
-from boltzformer.inference.existence import ExistenceGate
+from boltzformer.inference.existence import IMPROBABLE, ExistenceGate
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.inference.slices import BLANK_LOGIT
 from monai.data import MetaTensor
@@ -73,12 +73,12 @@ def volume():
     return MetaTensor(image, affine=torch.diag(torch.tensor([1.0, 1.0, SPACING, 1.0])))
 
 
-def _mean(logits: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """The plain form, for logits (P, H, W, D) and kept (P, D)."""
+def _mean(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The plain form, along the last axis of values (P, ..., D), over those that are kept."""
     weight = torch.tensor([TWO, ONE, 1.0, ONE, TWO])
-    p = torch.nn.functional.pad(logits.sigmoid() * kept[:, None, None], (2, 2)).unfold(-1, 5, 1)
+    p = torch.nn.functional.pad(values * kept, (2, 2)).unfold(-1, 5, 1)
     w = torch.nn.functional.pad(kept.float(), (2, 2)).unfold(-1, 5, 1)
-    return torch.logit((p @ weight) / (w @ weight)[:, None, None])
+    return (p @ weight) / (w @ weight)
 
 
 @pytest.mark.parametrize("settings", [{}, {"precision": "plain"}, {"keep_logits": False}])
@@ -87,13 +87,18 @@ def test_a_volume(network, volume, settings, gated):
     settings = {"progress": False, **settings}
     alone = PromptedSliceInferer(PROMPTS, progress=False, precision=settings.get("precision", "float32"))
     one_by_one = alone(volume, network)
-    scores = one_by_one.meta["existence"][0]
+    own = one_by_one.meta["existence"][0]
+    computed = torch.ones_like(own, dtype=torch.bool)
+    computed[:, 3] = False  # blank
+    scores = _mean(torch.logit(own, eps=1e-9).where(computed, 0.0), computed).sigmoid().where(computed, 0.0)
     threshold = float(scores.flatten().sort().values[6:8].mean()) if gated else None
-    kept = scores >= (threshold or 0.0)
-    kept[:, 3] = False  # blank
+    kept = (scores >= (threshold or 0.0)) & (own >= min(threshold or 0.0, IMPROBABLE)) & computed
+    assert not gated or (kept != (own >= threshold)).any(), "the scores' mean decides, not a slice's own"
     inferer = PromptedSliceInferer(PROMPTS, agreement_mm=SIGMA, existence=ExistenceGate(threshold), **settings)
-    result = inferer(volume, network).as_tensor()[0]
-    expected = _mean(one_by_one.as_tensor()[0].float(), kept)
+    found = inferer(volume, network)
+    assert torch.allclose(found.meta["existence"][0], scores, atol=1e-5)
+    result = found.as_tensor()[0]
+    expected = torch.logit(_mean(one_by_one.as_tensor()[0].float().sigmoid(), kept[:, None, None]))
     shown = kept[:, None, None].expand_as(expected)
     if settings.get("keep_logits", True):
         assert torch.allclose(result[shown].float(), expected[shown], atol=0.02)

@@ -1,8 +1,10 @@
-"""Neighbouring slices have to agree: a mask is the mean of an object's masks around it.
+"""Neighbouring slices have to agree: scores and masks are means over the slices around them.
 
-The network sees one slice at a time, so that its errors differ from slice to slice while the object hardly does. The
-mean of the probabilities, weighted by a Gaussian of the distance in mm, takes part of them away. Slices in which the
-object is not shown (existence gate, coarse pass, blank) do not count: an object keeps its first and last slices.
+The network sees one slice at a time, so that its errors differ from slice to slice while the object hardly does. Means
+weighted by a Gaussian of the distance in mm take part of them away:
+
+1. of the existence logits, over the slices that were computed; then the gate decides which slices show the object;
+2. of the masks' probabilities, over the slices that show it: an object keeps its first and last slices.
 
 Example, sigma 2.5 mm and slices of 3 mm: the slice itself weighs 1, the next ones 0.49, those at 6 mm 0.06. With slices
 of 1 mm seven on either side take part.
@@ -49,7 +51,7 @@ def weights_of(sigma_mm: float, spacing_mm: float) -> list[float]:
 
 
 class Neighbours:
-    """Masks of slices until all slices around them are there.
+    """Masks of slices, held until all slices around them are there.
 
     Args:
         weights: see `weights_of`.
@@ -82,6 +84,34 @@ class Neighbours:
     def which(self, index: int) -> Tensor:
         """Prompts that have a mask in a slice, bool (P,)."""
         return self._held[index][0]
+
+    def mean_existence(self, existence: Tensor) -> Tensor:
+        """Mean existence logits over the slices around each.
+
+        Args:
+            existence: logits (D, P), -inf where they were not computed, which does not count and stays.
+        """
+        computed = existence.isfinite()
+        values = existence.where(computed, 0.0)
+        total, weight = values.clone(), computed.float()
+        for away, share in enumerate(self.weights[1:], 1):
+            for to, of in ((slice(away, None), slice(None, -away)), (slice(None, -away), slice(away, None))):
+                total[to] += share * values[of]
+                weight[to] += share * computed[of]
+        return (total / weight).where(computed, existence)
+
+    def restrict(self, kept: Tensor) -> None:
+        """Let go of masks that are not shown after all.
+
+        Args:
+            kept: bool (D, P).
+        """
+        for index, (which, probability) in list(self._held.items()):
+            rows = kept[index][which]
+            if bool(rows.any()):
+                self._held[index] = (which & kept[index], probability[rows.to(probability.device)])
+            else:
+                del self._held[index]
 
     def mean(self, index: int) -> Tensor:
         """Logits of the mean over the slices around one, (k, h, w) float32.

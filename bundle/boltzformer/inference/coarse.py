@@ -19,11 +19,9 @@ import torch
 from torch import Tensor
 
 from boltzformer.errors import InputError
+from boltzformer.inference.existence import IMPROBABLE
 from boltzformer.inference.known_terms import core_of
 from boltzformer.recipe import Recipe
-
-IMPROBABLE = 0.2
-"""Calibrated probability below which a look finds an object improbable."""
 
 
 @dataclass(frozen=True)

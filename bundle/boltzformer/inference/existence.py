@@ -16,6 +16,8 @@ from boltzformer.errors import InputError
 
 EXISTENCE_KEY = "existence"
 EXISTENCE_AXIS_KEY = "existence_axis"
+IMPROBABLE = 0.2
+"""Calibrated probability below which a slice by itself rules an object out, whatever its neighbours say."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class ExistenceGate:
     def keeps(self, existence: Tensor) -> Tensor:
         """Whether a mask stays, for existence logits of any shape; bool."""
         return self.probability(existence) >= (self.threshold or 0.0)
+
+    def may_keep(self, existence: Tensor) -> Tensor:
+        """Whether it might stay once the scores of the slices around it are known too."""
+        return self.probability(existence) >= min(self.threshold or 0.0, IMPROBABLE)
 
 
 class ExistenceFromMetad(MapTransform):

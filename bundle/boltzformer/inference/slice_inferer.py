@@ -19,8 +19,8 @@ from boltzformer.data.windows import limits_of
 from boltzformer.errors import InputError
 from boltzformer.inference.agreement import Neighbours, check_agreement, weights_of
 from boltzformer.inference.canvas import SeenThrough, on_canvas, spacing_of
-from boltzformer.inference.coarse import IMPROBABLE, CoarsePass, after_looks, first_looks
-from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, ExistenceGate
+from boltzformer.inference.coarse import CoarsePass, after_looks, first_looks
+from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, IMPROBABLE, ExistenceGate
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.precision import Precision, check_precision, computation_of, hurried
 from boltzformer.inference.slice_progress import SliceProgress
@@ -71,7 +71,7 @@ class PromptedSliceInferer(SliceInferer):
         resolution_mm: size of the training's pixels, in mm; slices with smaller ones are averaged to about as large
             ones, before the window (`blocks_of`), and masks are interpolated to the slices' own pixels. None averages
             nothing.
-        agreement_mm: sigma of the Gaussian over which a prompt's masks of neighbouring slices are averaged
+        agreement_mm: sigma of the Gaussian over which a prompt's scores and masks of neighbouring slices are averaged
             (`boltzformer.inference.agreement`), in mm; 0 or None leaves every slice to itself, as it does where the
             spacing is not known.
     """
@@ -167,12 +167,13 @@ class PromptedSliceInferer(SliceInferer):
             for asked in self._passes(slices, self._steps(network, sentences, inputs), found):
                 for chosen, part in self._batches(found, network, text, asked, workers):
                     found.take(chosen, asked[chosen], part)
-            found.agree(workers)
+            found.agree(self.existence, workers)
         result = found.logits.movedim(0, self.spatial_dim + 1)[None]
         # with the input's metadata, which `Invertd` asks for
         result = convert_to_dst_type(result, inputs, dtype=result.dtype)[0]
         if found.scored and isinstance(result, MetaTensor):
-            result.meta[EXISTENCE_KEY] = found.scores.T[None].contiguous()  # a batch of one: an engine takes it apart
+            scores = self.existence.probability(found.existence)
+            result.meta[EXISTENCE_KEY] = scores.T[None].contiguous()  # a batch of one: an engine takes it apart
             result.meta[EXISTENCE_AXIS_KEY] = self.spatial_dim
         return result
 
@@ -212,12 +213,13 @@ class PromptedSliceInferer(SliceInferer):
 
     def _passes(self, slices: Tensor, steps: Sequence[int], found: Found) -> Iterator[Tensor]:
         """Which prompt is asked for in which slice, bool (D, P): the first looks, then what they leave to search."""
-        depth, prompts = found.scores.shape
+        depth, prompts = found.existence.shape
         looks = first_looks(slices, steps, depth)
         yield looks[:, None].expand(depth, prompts)
         if bool(looks[slices].all()):
             return
-        more = after_looks(slices, looks, found.scores, steps)  # the scores of the first looks are there by now
+        scores = self.existence.probability(found.existence)  # those of the first looks are there by now
+        more = after_looks(slices, looks, scores, steps)
         pairs, done = len(slices) * prompts, int(looks.sum()) * prompts + int(more.sum())
         logger.info("%d of %d pairs of slice and prompt are computed; first looks rule the others out", done, pairs)
         if bool(more.any()):
@@ -256,14 +258,14 @@ class PromptedSliceInferer(SliceInferer):
     def _part(self, found: Found, network: Any, text: Any, chosen: Tensor, asked: Tensor) -> Part:
         """What the network finds in some slices, in a worker's thread."""
         more: dict[str, Any] = {}
+        keeps = self.existence.keeps if found.neighbours is None else self.existence.may_keep
         if isinstance(_without_canvas(network), HurriedNetwork):
-            more = {"asked": asked, "worth": self.existence.keeps if self.existence.threshold else None}
+            more = {"asked": asked, "worth": keeps if self.existence.threshold else None}
         device = next(network.parameters()).device
         made = network.predict(self._stack(found.volume, chosen).to(device), text, seed=self.seed, **more)
         if made.existence is None:
             return found.part(made.logits, asked, None)
-        kept = self.existence.keeps(made.existence).cpu() & asked
-        return found.part(made.logits, kept, self.existence.probability(made.existence))
+        return found.part(made.logits, keeps(made.existence).cpu() & asked, made.existence)
 
     def _slices_to_compute(self, volume: Slices) -> Tensor:
         """Indices of the slices that are not blank."""

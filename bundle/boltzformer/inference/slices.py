@@ -12,6 +12,7 @@ from torch import Tensor
 from boltzformer.data.windows import apply_window
 from boltzformer.errors import InputError
 from boltzformer.inference.agreement import Neighbours
+from boltzformer.inference.existence import ExistenceGate
 from boltzformer.inference.workers import Workers
 
 BLANK_LOGIT = -16.0
@@ -120,12 +121,12 @@ class Part:
     Attributes:
         kept: which prompts have a mask there, bool (n, P), on the host; the others' are empty.
         masks: for each slice those of its k prompts, as `Found.part` makes them.
-        probability: that the object is there, (n, P) float32; None from a network without the score.
+        existence: logits that the object is there, (n, P); None from a network without the score.
     """
 
     kept: Tensor
     masks: list[Tensor]
-    probability: Tensor | None
+    existence: Tensor | None
 
 
 @dataclass
@@ -136,14 +137,14 @@ class Found:
         volume: the slices.
         logits: (D, P, H, W) float16, or their ranks (`ranks_of`) in int8; a slice lies in one piece of memory: it is
             computed, turned and saved by slices.
-        scores: probability that the object is there, (D, P) float32; 0 where it was not computed.
+        existence: logits that the object is there, (D, P) float32; -inf where they were not computed.
         neighbours: hold masks until `agree`; None where every slice stands for itself.
         scored: whether the network scores it.
     """
 
     volume: Slices
     logits: Tensor
-    scores: Tensor
+    existence: Tensor
     neighbours: Neighbours | None = None
     scored: bool = False
 
@@ -155,20 +156,20 @@ class Found:
         shape = (len(volume), prompts, *volume.voxels.shape[1:])
         blank, dtype = (BLANK_LOGIT, torch.float16) if keep_logits else (NOT_IN_MASK, torch.int8)
         empty = torch.full(shape, blank, dtype=dtype, device=volume.voxels.device)
-        return cls(volume, empty, torch.zeros(shape[:2]), neighbours)
+        return cls(volume, empty, torch.full(shape[:2], -torch.inf), neighbours)
 
-    def part(self, logits: Tensor, kept: Tensor, probability: Tensor | None) -> Part:
+    def part(self, logits: Tensor, kept: Tensor, existence: Tensor | None) -> Part:
         """Bring what a network found into the form that `take` takes; in a worker's thread.
 
         Args:
             logits: of n slices, (n, P, *volume.size).
             kept: which are masks, bool (n, P), on any device: nothing is done for the others.
-            probability: see `Part`.
+            existence: see `Part`.
         """
         kept = kept.cpu()
         form = self._finished if self.neighbours is None else self.neighbours.form
         pairs = zip(logits, kept, strict=True)
-        return Part(kept, [form(one[which.to(one.device)]) for one, which in pairs], probability)
+        return Part(kept, [form(one[which.to(one.device)]) for one, which in pairs], existence)
 
     def take(self, chosen: Tensor, asked: Tensor, part: Part) -> None:
         """Keep what was found in some slices, all prompts that will ever be asked for there being asked for now.
@@ -185,17 +186,21 @@ class Found:
                 self.logits[index, which] = masks
             else:
                 self.neighbours.hold(index, which, masks)
-        if part.probability is not None:
+        if part.existence is not None:
             i, p = asked.nonzero(as_tuple=True)
-            self.scores[chosen[i], p], self.scored = part.probability.cpu()[i, p], True
+            self.existence[chosen[i], p], self.scored = part.existence.float().cpu()[i, p], True
 
-    def agree(self, workers: Workers) -> None:
-        """Finish what is held, after the last part."""
+    def agree(self, gate: ExistenceGate, workers: Workers) -> None:
+        """Finish what is held, after the last part: scores first, then the masks that the gate lets through."""
         held = self.neighbours
-        if held is not None:
-            finished = workers.results(lambda index: self._finished(held.mean(index)), held.slices)
-            for index, masks in zip(held.slices, finished, strict=True):
-                self.logits[index, held.which(index)] = masks
+        if held is None:
+            return
+        if self.scored:
+            self.existence = held.mean_existence(self.existence)
+            held.restrict(gate.keeps(self.existence))
+        finished = workers.results(lambda index: self._finished(held.mean(index)), held.slices)
+        for index, masks in zip(held.slices, finished, strict=True):
+            self.logits[index, held.which(index)] = masks
 
     def _finished(self, logits: Tensor) -> Tensor:
         """Logits (k, *volume.size) on the volume's own pixels, in the form of `logits`: (k, H, W)."""
