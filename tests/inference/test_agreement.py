@@ -106,7 +106,7 @@ def test_a_volume(network, volume, settings, gated):
     else:
         clear = shown & (expected.abs() > 0.02)
         assert torch.equal(result[clear] > 0, expected[clear] > 0)
-        assert (result[~shown] == -1).all()
+        assert (result[~shown] == 0).all()
     assert not torch.equal(result > 0, (one_by_one.as_tensor()[0] > 0) & shown), "neighbours have changed something"
 
 

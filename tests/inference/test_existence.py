@@ -92,7 +92,7 @@ def test_masks_that_the_gate_keeps_are_those_without_it(scoring, settings):
     gated = PromptedSliceInferer(PROMPTS, existence=ExistenceGate(cut), **settings)(image, scoring)
     kept = (scores >= cut)[:, :, None, None]
     assert torch.equal(gated.meta["existence"], scores)
-    if gated.dtype == torch.int8:
+    if gated.dtype == torch.uint8:
         assert torch.equal(gated.as_tensor() > 0, (whole.as_tensor() > 0) & kept)
     else:
         assert torch.equal(gated.as_tensor(), torch.where(kept, whole.as_tensor(), BLANK_LOGIT))

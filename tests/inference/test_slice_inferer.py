@@ -8,7 +8,7 @@ from boltzformer.data.prompts import Prompt
 from boltzformer.data.windows import IntensityWindowd, limits_of
 from boltzformer.errors import InputError
 from boltzformer.inference.ensemble import SeededDecodings
-from boltzformer.inference.masks import MasksFromLogitsd, combine_masks
+from boltzformer.inference.masks import MasksFromLogitsd, combine_masks, label_of_ranks
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
@@ -313,12 +313,14 @@ def test_ranks_make_the_masks_and_label_map_of_logits(volume, network, prompts):
 def test_of_equal_logits_the_first_is_surest():
     logits = torch.tensor([[1.0, -2.0, 0.0, 3.0], [1.0, -1.0, 0.0, 4.0], [0.5, -1.0, -1.0, 4.0]])[None, :, :, None]
     ranks = ranks_of(logits)
-    assert ranks[0, :, :, 0].tolist() == [[2, -1, 2, 1], [1, -1, 1, 2], [1, -1, -1, 1]]
-    assert torch.equal(combine_masks(ranks[0]), combine_masks(logits[0]))
+    assert ranks[0, :, :, 0].tolist() == [[2, 0, 2, 1], [1, 0, 1, 2], [1, 0, 0, 1]]
+    expected = combine_masks(logits[0])
+    assert torch.equal(label_of_ranks(ranks[0]), expected)
+    assert torch.equal(ranks[0], (logits[0] >= 0).to(torch.uint8)), "they have become masks"
 
 
 def test_logits_that_were_not_kept_are_not_handed_on(volume, network):
     ranks = PromptedSliceInferer("aorta", keep_logits=False)(volume, network)[0]
-    assert ranks.dtype == torch.int8
+    assert ranks.dtype == torch.uint8
     with pytest.raises(InputError, match="keep_logits"):
         MasksFromLogitsd("pred")({"pred": ranks})

@@ -58,13 +58,41 @@ class MasksFromLogitsd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             logits = item[key]
-            if self.keep_logits and logits.dtype == torch.int8:
-                raise InputError("keep_logits: the inferer kept none; set its `keep_logits` too.")
-            if self.keep_logits:
-                item[LOGITS_KEY] = logits
-            item[MASKS_KEY] = (logits >= 0).view(torch.uint8)  # a truth value is one byte, 0 or 1
-            item[key] = convert_to_dst_type(combine_masks(_plain(logits))[None], logits, dtype=torch.uint8)[0]
+            if logits.dtype == torch.uint8:
+                if self.keep_logits:
+                    raise InputError("keep_logits: the inferer kept none; set its `keep_logits` too.")
+                label, item[MASKS_KEY] = label_of_ranks(_plain(logits)), logits
+            else:
+                label = combine_masks(_plain(logits))
+                item[MASKS_KEY] = (logits >= 0).view(torch.uint8)  # a truth value is one byte, 0 or 1
+                if self.keep_logits:
+                    item[LOGITS_KEY] = logits
+            item[key] = convert_to_dst_type(label[None], logits, dtype=torch.uint8)[0]
         return item
+
+
+def label_of_ranks(ranks: Tensor) -> Tensor:
+    """The label map of `boltzformer.inference.slices.ranks_of`, which become masks in place.
+
+    Most slices are empty for a prompt; they are left as they are.
+
+    Args:
+        ranks: (P, X, Y, Z) uint8, 0, 1 or 2; on return 0 or 1.
+
+    Returns:
+        (X, Y, Z) uint8, as `combine_masks` of the logits.
+
+    Raises:
+        InputError: more than 255 prompts.
+    """
+    check_prompt_count(len(ranks))
+    axis = max(range(1, ranks.dim()), key=ranks.stride)  # of the slices, each of which lies in one piece of memory
+    slices = ranks.movedim(axis, 0)
+    label = slices.new_zeros(slices.shape[:1] + slices.shape[2:])
+    for d, p in slices.flatten(2).amax(2).nonzero().tolist():
+        label[d].masked_fill_(slices[d, p] == 2, p + 1)
+        slices[d, p].clamp_(max=1)
+    return label.movedim(0, axis - 1)
 
 
 def combine_masks(logits: Tensor) -> Tensor:

@@ -64,8 +64,8 @@ class PromptedSliceInferer(SliceInferer):
             every slice whole.
         coarse: a first look every few millimetres (`boltzformer.inference.coarse`), where `existence` empties slices
             and slices are computed in groups; None looks at every slice.
-        keep_logits: give back logits; False gives `ranks_of` them, which take half the memory and make the same masks
-            and label map.
+        keep_logits: give back logits; False gives `ranks_of` them, from which `MasksFromLogitsd` makes the same masks
+            and label map: one byte a voxel and prompt, of which empty slices take none on a CPU.
         body_view: look at each slice through the box of its body, as near as `pixel_size_mm` allows. What lies outside
             has an empty mask: it is air.
         resolution_mm: size of the training's pixels, in mm; slices with smaller ones are averaged to about as large
@@ -141,7 +141,7 @@ class PromptedSliceInferer(SliceInferer):
             kwargs: ignored, for MONAI's engines.
 
         Returns:
-            Logits (1, P, H, W, D), float16, or their ranks in int8, on the device of `inputs`; with the input's
+            Logits (1, P, H, W, D), float16, or their ranks in uint8, on the device of `inputs`; with the input's
             metadata, and under `existence` in it the probability that each object is in each slice, (1, P, slices)
             float32, where the network scores it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,9 +20,6 @@ BLANK_LOGIT = -16.0
 """Of a slice that is not computed; a probability of 1e-7."""
 
 
-NOT_IN_MASK = -1
-
-
 def ranks_of(logits: Tensor) -> Tensor:
     """All that masks and label map need of logits, in one byte.
 
@@ -29,16 +27,16 @@ def ranks_of(logits: Tensor) -> Tensor:
         logits: (n, P, H, W).
 
     Returns:
-        (n, P, H, W) int8: -1 where a logit is below 0, else 1, and 2 for the first of the largest of the P logits.
-        Masks (at least 0) and label map (the largest) are those of the logits.
+        (n, P, H, W) uint8: 0 where a logit is below 0, else 1, and 2 for the first of the largest of the P logits:
+        masks are what is above 0, the label map shows who has the 2.
     """
     inside, highest = logits >= 0, logits.amax(1)
-    ranks = inside.view(torch.int8) * 2 - 1
+    ranks = inside.to(torch.uint8)
     open_ = torch.ones_like(inside[:, 0])
     for p in range(logits.shape[1]):  # a tenth of the time of `argmax` over a second axis
         surest = (logits[:, p] == highest) & open_
         open_ &= ~surest
-        ranks[:, p] += (surest & inside[:, p]).view(torch.int8)
+        ranks[:, p] += (surest & inside[:, p]).view(torch.uint8)
     return ranks
 
 
@@ -135,7 +133,7 @@ class Found:
 
     Attributes:
         volume: the slices.
-        logits: (D, P, H, W) float16, or their ranks (`ranks_of`) in int8; a slice lies in one piece of memory: it is
+        logits: (D, P, H, W) float16, or their ranks (`ranks_of`); a slice lies in one piece of memory: it is
             computed, turned and saved by slices.
         existence: logits that the object is there, (D, P) float32; -inf where they were not computed.
         neighbours: hold masks until `agree`; None where every slice stands for itself.
@@ -154,8 +152,13 @@ class Found:
     ) -> Found:
         """Empty masks for a volume, to be filled with logits or with their ranks."""
         shape = (len(volume), prompts, *volume.voxels.shape[1:])
-        blank, dtype = (BLANK_LOGIT, torch.float16) if keep_logits else (NOT_IN_MASK, torch.int8)
-        empty = torch.full(shape, blank, dtype=dtype, device=volume.voxels.device)
+        device = volume.voxels.device
+        if keep_logits:
+            empty = torch.full(shape, BLANK_LOGIT, dtype=torch.float16, device=device)
+        elif device.type == "cpu":  # of NumPy's zeros only what is written to takes memory, and most slices stay empty
+            empty = torch.from_numpy(np.zeros(shape, dtype=np.uint8))
+        else:
+            empty = torch.zeros(shape, dtype=torch.uint8, device=device)
         return cls(volume, empty, torch.full(shape[:2], -torch.inf), neighbours)
 
     def part(self, logits: Tensor, kept: Tensor, existence: Tensor | None) -> Part:
