@@ -74,6 +74,20 @@ def test_float32_is_the_plain_network_up_to_rounding(form):
 
 
 @torch.no_grad()
+def test_masks_that_are_not_worth_it_are_left_out():
+    hurried = HurriedNetwork(small_network(**{"network_def#existence": True}))
+    image = torch.rand(LARGEST_GROUP + 3, 1, 40, 36, generator=torch.Generator().manual_seed(1))
+    whole = hurried.predict(image, PROMPTS)
+    middle = whole.existence.median()
+    asked = torch.ones(len(image), len(PROMPTS), dtype=torch.bool)
+    asked[2:5, 1] = False
+    found = hurried.predict(image, PROMPTS, asked=asked, worth=lambda existence: existence >= middle)
+    wanted = asked & (whole.existence >= middle)
+    assert torch.equal(found.existence[asked], whole.existence[asked])
+    assert torch.equal(found.logits, torch.where(wanted[..., None, None], whole.logits, 0.0))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("form", [True, False])
 def test_bfloat16_is_near(form):
     plain = small_network(**{"network_def#fold_semantic_map": form})
