@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import typer
-from boltzformer.apps.evaluate_bundle import main, use_decodings
-from boltzformer.inference.existence import ExistenceGate
-from boltzformer.inference.slice_inferer import PromptedSliceInferer
+from boltzformer.apps.evaluate_bundle import main
 from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.measures.cases import LabelledCase
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
@@ -53,7 +50,7 @@ def options(tmp_path, dataset) -> list:
 
 
 def test_volumes_to_report(options, dataset, tmp_path):
-    done = run(*options, "--output-dir", tmp_path / "out", "--decodings", 2)
+    done = run(*options, "--output-dir", tmp_path / "out", "--decodings", 2, "--set", "agreement_mm=1.5")
     assert done.exit_code == 0, done.output
     written = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert written["volumes"]["overall"]["n"] == 4
@@ -62,6 +59,7 @@ def test_volumes_to_report(options, dataset, tmp_path):
     assert "Worst volumes" in (tmp_path / "out" / "report.html").read_text()
     account = json.loads((tmp_path / "out" / "manifest.json").read_text())["settings"]
     assert (account["existence_threshold"], account["existence_temperature"]) == (None, None)  # for `calibrate`
+    assert account["agreement_mm"] == 1.5
     # the same numbers from its files, by hand
     names = {int(value): name for value, name in OBJECTS.items()}
     cases = [LabelledCase(dataset / "labels" / f"case_{i}.nii.gz", names, "set", f"case_{i}") for i in (1, 2)]
@@ -101,14 +99,3 @@ def test_wrong_weights_are_one_line(options, tmp_path):
     assert done.exit_code == 2
     assert "nowhere.pt" in done.stderr
     assert isinstance(done.exception, SystemExit)
-
-
-def test_several_decodings_keep_gate_and_pixel_sizes():
-    gate = ExistenceGate(0.7, 1.5)
-    plain = PromptedSliceInferer(existence=gate, pixel_size_mm=[1.0, 2.0], skip_blank=False, memory_gb=1.0)
-    holder = SimpleNamespace(inferer=plain)
-    use_decodings(holder, 3)
-    several = holder.inferer
-    assert several.decodings == 3
-    assert several.existence is gate
-    assert (several.pixel_size_mm, several.skip_blank, several.memory_gb) == (plain.pixel_size_mm, False, 1.0)

@@ -22,13 +22,15 @@ from boltzformer.data.prompts import Prompt
 from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
-from boltzformer.inference.ensemble import EnsembleSliceInferer, SaveEntropy
+from boltzformer.inference.ensemble import SaveEntropy
 from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
 from boltzformer.metrics.measures.catalogue import TOLERANCES_MM
 from boltzformer.metrics.measures.lesions import LesionRule
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.recipe import recipe_for, wording_book_of
 from boltzformer.volumes.write import Grid
+
+UNCERTAINTY = "configs/uncertainty.json"
 
 
 def main(
@@ -74,15 +76,16 @@ def main(
         bundle = bundle_folder()
         with settings_as_input():
             rule = LesionRule(min_iou=min_iou)
-        values = read_values(setting or [], bundle, overlay or [])
+        overlays = [*(overlay or []), *([UNCERTAINTY] if decodings > 1 else [])]
+        values = read_values(setting or [], bundle, overlays)
+        values |= {"decodings": decodings} if decodings > 1 else {}
         data = dataset_or_phantoms(None if dataset_dir is None else str(dataset_dir), str(bundle / "runs" / "phantoms"))
         sections = ("training", "validation") if section == "all" else (section,)
         found_cases = [case for name in sections for case in load_cases(data, name)][:limit]
         names = file_names(name for case in found_cases for name in case["objects"].values())
-        segmenter = Segmenter.from_bundle(bundle, checkpoint, overlay or [], **values)
+        segmenter = Segmenter.from_bundle(bundle, checkpoint, overlays, **values)
         recipe = recipe_for(checkpoint or bundle / "models" / "model.pt", bundle)
         book = wording_book_of(recipe, wording_book)
-        use_decodings(segmenter, decodings)
         settings = EvaluationSettings(TOLERANCES_MM, rule, segmenter.inferer.spatial_dim, absent_is_negative)
         folder = output_dir / "predictions"
         failures = predict(segmenter, found_cases, book, names, folder, entropy=decodings > 1)
@@ -122,30 +125,6 @@ def read_values(settings: Sequence[str], bundle: Path, overlays: list[str]) -> d
         except ValueError:
             values[key] = text
     return values
-
-
-def use_decodings(segmenter: Segmenter, decodings: int) -> None:
-    """Give the segmenter an inferer that decodes each slice several times."""
-    if decodings == 1:
-        return
-    plain = segmenter.inferer
-    segmenter.inferer = EnsembleSliceInferer(
-        plain.prompt,
-        plain.spatial_dim,
-        plain.num_adjacent,
-        plain.memory_gb,
-        plain.seed,
-        plain.autocast,
-        plain.existence,
-        precision="plain",  # as in uncertainty.json
-        skip_blank=plain.skip_blank,
-        progress=plain.progress,
-        pixel_size_mm=plain.pixel_size_mm,
-        body_view=plain.body_view,
-        resolution_mm=plain.resolution_mm,
-        agreement_mm=plain.agreement_mm,
-        decodings=decodings,
-    )
 
 
 def predict(
