@@ -34,14 +34,14 @@ def _rows(temperature: float, n: int = 4000) -> list[dict]:
 
 
 def test_the_temperature_undoes_overconfidence():
-    numbers = calibrate(_rows(2.5))
+    numbers, _ = calibrate(_rows(2.5))
     assert numbers["temperature"] == pytest.approx(2.5, rel=0.1)
     assert numbers["ece"] < 0.02 < numbers["ece_before"]
     assert 0.8 < numbers["auroc"] < 1
 
 
 def test_the_threshold_serves_whole_volumes():
-    numbers = calibrate(_rows(1.0))
+    numbers, _ = calibrate(_rows(1.0))
     assert numbers["specificity_ungated"] == 0  # every slice has a mask in these rows
     assert numbers["specificity"] > 0.6
     assert numbers["volume_dice_gated"] > numbers["volume_dice_all_slices"]
@@ -49,7 +49,8 @@ def test_the_threshold_serves_whole_volumes():
 
 
 def test_the_threshold_leaves_as_many_slices_empty_as_is_asked():
-    free, bound = calibrate(_rows(1.0)), calibrate(_rows(1.0), least_specificity=0.97)
+    (free, _), (bound, scored) = calibrate(_rows(1.0)), calibrate(_rows(1.0), least_specificity=0.97)
+    assert all(row["shown"] == (row["existence"] >= bound["threshold"]) for row in scored)
     assert bound["threshold"] > free["threshold"]
     assert bound["specificity"] >= 0.97 > free["specificity"]
     assert bound["volume_dice_gated"] < free["volume_dice_gated"]

@@ -44,8 +44,8 @@ def main(
             raise InputError(f"{checkpoint}: carries no recipe to write into; train it with this bundle")
         rows = read_rows(report / "slices.csv")
         told = settings_of(report)
-        numbers = calibrate(rows, float(told["existence_temperature"] or 1.0), specificity)
-        looks = coarse_distances(numbers.pop("scored"), spacings(report, rows, recipe["input"]["axis"]))
+        numbers, scored = calibrate(rows, float(told["existence_temperature"] or 1.0), specificity)
+        looks = coarse_distances(scored, spacings(report, rows, recipe["input"]["axis"]))
         distance = coarse_mm(looks)
         numbers |= {"coarse_mm": distance, "lost_pixels_at_mm": looks}
         update_recipe(
@@ -101,7 +101,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def calibrate(
     rows: list[dict[str, Any]], old_temperature: float = 1.0, least_specificity: float = 0.0
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Temperature by likelihood, then the threshold by the Dice of whole volumes.
 
     Args:
@@ -113,7 +113,7 @@ def calibrate(
         `temperature`; `threshold`, of the calibrated probability: of those that leave enough slices empty, the one with
         the best mean Dice over whole volumes; and what they give: `auroc`, `ece` before and after, `specificity`
         (slices without the object that stay empty) and `sensitivity` (slices with it that are kept), and volume Dice
-        of positive slices alone, of all slices, and gated. `scored` are the rows with calibrated scores, and `shown`,
+        of positive slices alone, of all slices, and gated; and the rows with calibrated scores, and with `shown`,
         whether the gate lets a mask through.
 
     Raises:
@@ -147,8 +147,7 @@ def calibrate(
     scored = [{**row, "shown": row["existence"] >= threshold} for row in scored]
     described = describe_existence(scored)
     assert described is not None  # every row has a score
-    return {
-        "scored": scored,
+    numbers = {
         "slices": len(rows),
         "temperature": round(temperature, 4),
         "threshold": threshold,
@@ -160,6 +159,7 @@ def calibrate(
         "sensitivity": float((calibrated >= threshold)[present].mean()),
         **{f"volume_dice_{name}": value for name, value in dice[threshold].items() if name != "n"},
     }
+    return numbers, scored
 
 
 def spacings(report: Path, rows: list[dict[str, Any]], axis: int) -> dict[str, float]:
