@@ -110,7 +110,7 @@ class Recipe:
         """An optional number that validation chose.
 
         Args:
-            name: "existence", "existence_temperature", "agreement_mm", "calibration" or "far_prompt".
+            name: "existence", "existence_temperature", "calibration" or "far_prompt".
 
         Returns:
             the number; None where the checkpoint has none.

@@ -94,7 +94,7 @@ def test_numbers_go_into_the_recipe(tmp_path, checkpoint):
     thresholds = read_recipe(checkpoint)["thresholds"]
     assert thresholds["existence_temperature"] == pytest.approx(3.0, rel=0.1)  # of scores made with 2
     assert 0 < thresholds["existence"] < 1
-    assert thresholds["agreement_mm"] == 1.5
+    assert read_recipe(checkpoint)["agreement"] == {"mm": 1.5, "objects": ["o"]}
 
 
 def _organ(first: int, last: int, slices: int = 60) -> list[dict]:

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 from boltzformer.errors import InputError
-from boltzformer.inference.agreement import Neighbours, check_agreement, weights_of
+from boltzformer.inference.agreement import Agreement, Neighbours, agreement_of, weights_of
 from boltzformer.inference.canvas import KNOWN_SPACING
 from boltzformer.inference.existence import IMPROBABLE, ExistenceGate
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.inference.slices import BLANK_LOGIT
+from boltzformer.recipe import Recipe
 from monai.data import MetaTensor
 
 from tests.support import small_network
@@ -35,17 +36,28 @@ def test_a_slice_alone(sigma, spacing):
 @pytest.mark.parametrize("wrong", [-1.0, 101.0, float("nan")])
 def test_sigmas_out_of_range_are_refused(wrong):
     with pytest.raises(InputError, match="agreement_mm"):
-        PromptedSliceInferer("aorta", agreement_mm=wrong)
-    assert check_agreement(None) == 0.0
+        agreement_of(Recipe({}), wrong)
+
+
+def test_a_recipe_asks_for_the_objects_it_was_measured_for():
+    stated = {"agreement": {"mm": SIGMA, "objects": ["liver"]}, "trained_on": {"objects": {"liver": ["hepar"]}}}
+    asked = agreement_of(Recipe(stated))
+    prompts = ["aorta", "the liver on this CT", "outline the Hepar"]
+    assert asked.neighbours(prompts, SPACING).near.tolist() == [False, True, True]
+    assert asked.neighbours(prompts[:1], SPACING) is None
+    assert agreement_of(Recipe(stated), 1.0).neighbours(prompts, SPACING).near.all(), "asked for by name"
+    for none in (Recipe({}), Recipe(stated)):
+        sigma = 0.0 if none.content else None
+        assert agreement_of(none, sigma).neighbours(prompts, SPACING) is None
 
 
 def test_only_slices_with_the_object_count():
     """Two prompts, of which the second is missing in slice 1; slice 3 lies two away from slice 1."""
     logits = {0: [[1.0, -2.0]], 1: [[3.0]], 3: [[-1.0, 4.0]]}
     which = {0: [True, True], 1: [True, False], 3: [True, True]}
-    held = Neighbours([1.0, 0.5, 0.25])
+    held = Neighbours([1.0, 0.5, 0.25], torch.tensor([True, True]))
     for index in (3, 0, 1):
-        held.hold(index, torch.tensor(which[index]), held.form(torch.tensor(logits[index])[0][:, None, None]))
+        held.hold(index, torch.tensor(which[index]), torch.tensor(logits[index])[0][:, None, None])
     assert held.slices == [0, 1, 3]
     p = {index: torch.tensor(values[0]).sigmoid() for index, values in logits.items()}
     first = (p[1][0] + 0.5 * p[0][0] + 0.25 * p[3][0]) / 1.75
@@ -55,9 +67,28 @@ def test_only_slices_with_the_object_count():
 
 
 def test_certain_logits_stay_finite():
-    held = Neighbours([1.0])
-    held.hold(0, torch.tensor([True]), held.form(torch.tensor([[[40.0, -40.0, 0.0]]])))
-    assert held.mean(0).flatten().tolist() == [16.0, -16.0, 0.0]
+    held = Neighbours([1.0], torch.tensor([True]))
+    held.hold(0, torch.tensor([True]), torch.tensor([[[40.0, -40.0, 0.0]]]))
+    assert held.mean(0).flatten().tolist() == pytest.approx([16.0, -16.0, 0.0], abs=0.2)
+
+
+def test_prompts_that_do_not_take_part_keep_their_own():
+    """Of three prompts the second stands alone; the third is not in slice 1, and the first of slice 1 is let go."""
+    held = Neighbours([1.0, 0.5], torch.tensor([True, False, True]))
+    held.hold(0, torch.tensor([True, True, True]), torch.tensor([1.0, 2.0, 3.0])[:, None, None])
+    held.hold(1, torch.tensor([True, True, False]), torch.tensor([-1.0, -2.0])[:, None, None])
+    assert held.mean(0).flatten()[1:].tolist() == pytest.approx([2.0, 3.0], abs=1e-3)
+    assert -1.0 < held.mean(0)[0].item() < 1.0
+    existence = torch.tensor([[4.0, 4.0, -torch.inf], [1.0, 1.0, 2.0]])
+    expected = [[3.0, 4.0, -torch.inf], [2.0, 1.0, 2.0]]
+    assert torch.allclose(held.mean_existence(existence), torch.tensor(expected))
+    held.restrict(torch.tensor([[True, True, True], [False, True, False]]))
+    assert held.which(1).tolist() == [False, True, False]
+    assert held.mean(1).flatten().tolist() == [-2.0]
+    assert held.mean(0)[0].item() == pytest.approx(1.0, abs=1e-3)
+    held.restrict(torch.tensor([[False, False, True], [False, False, False]]))
+    assert held.slices == [0]
+    assert held.mean(0).flatten().tolist() == pytest.approx([3.0], abs=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +125,7 @@ def test_a_volume(network, volume, settings, gated):
     threshold = float(scores.flatten().sort().values[6:8].mean()) if gated else None
     kept = (scores >= (threshold or 0.0)) & (own >= min(threshold or 0.0, IMPROBABLE)) & computed
     assert not gated or (kept != (own >= threshold)).any(), "the scores' mean decides, not a slice's own"
-    inferer = PromptedSliceInferer(PROMPTS, agreement_mm=SIGMA, existence=ExistenceGate(threshold), **settings)
+    inferer = PromptedSliceInferer(PROMPTS, agreement=Agreement(SIGMA), existence=ExistenceGate(threshold), **settings)
     found = inferer(volume, network)
     assert torch.allclose(found.meta["existence"][0], scores, atol=1e-5)
     result = found.as_tensor()[0]
@@ -112,20 +143,34 @@ def test_a_volume(network, volume, settings, gated):
 
 def test_an_unknown_spacing_leaves_slices_to_themselves(network, volume):
     unknown = MetaTensor(volume.as_tensor(), affine=volume.affine, meta={KNOWN_SPACING: False})
-    near, alone = (PromptedSliceInferer(PROMPTS, agreement_mm=mm, progress=False) for mm in (SIGMA, 0.0))
+    near, alone = (PromptedSliceInferer(PROMPTS, agreement=Agreement(mm), progress=False) for mm in (SIGMA, 0.0))
     assert torch.equal(near(unknown, network).as_tensor(), alone(unknown, network).as_tensor())
 
 
 def test_slices_of_another_axis_have_its_spacing(network, volume):
     along_x = MetaTensor(volume.as_tensor(), affine=torch.diag(torch.tensor([9.0, 1.0, SPACING, 1.0])))
-    near, alone = (PromptedSliceInferer("aorta", spatial_dim=0, agreement_mm=mm, progress=False) for mm in (SIGMA, 0.0))
+    near, alone = (
+        PromptedSliceInferer("aorta", spatial_dim=0, agreement=Agreement(mm), progress=False) for mm in (SIGMA, 0.0)
+    )
     assert torch.equal(near(along_x, network).as_tensor(), alone(along_x, network).as_tensor())
 
 
 def test_bits_depend_neither_on_memory_nor_on_other_prompts(network, volume):
-    settings = {"agreement_mm": SIGMA, "progress": False}
+    settings = {"agreement": Agreement(SIGMA), "progress": False}
     both = PromptedSliceInferer(PROMPTS, **settings)(volume, network).as_tensor()
     little = PromptedSliceInferer(PROMPTS, memory_gb=1e-9, **settings)(volume, network).as_tensor()
     one = PromptedSliceInferer(PROMPTS[1], **settings)(volume, network).as_tensor()
     assert torch.equal(both, little)
     assert torch.equal(both[:, 1:], one)
+
+
+def test_a_volume_with_a_prompt_that_stands_alone(network, volume):
+    some = Agreement(SIGMA, frozenset({"aorta"}))
+    settings = {"progress": False, "keep_logits": False}
+    mixed, near, alone = (
+        PromptedSliceInferer(PROMPTS, agreement=agreement, **settings)(volume, network).as_tensor()[0] > 0
+        for agreement in (some, Agreement(SIGMA), Agreement())
+    )
+    assert torch.equal(mixed[0], alone[0])
+    assert torch.equal(mixed[1], near[1])
+    assert not torch.equal(near, alone)

@@ -47,15 +47,13 @@ def main(
         numbers, scored = calibrate(rows, float(told["existence_temperature"] or 1.0), specificity)
         looks = coarse_distances(scored, spacings(report, rows, recipe["input"]["axis"]))
         distance = coarse_mm(looks)
+        objects = sorted({row["object"] for row in rows})
         numbers |= {"coarse_mm": distance, "lost_pixels_at_mm": looks}
         update_recipe(
             checkpoint,
-            thresholds={
-                "existence": numbers["threshold"],
-                "existence_temperature": numbers["temperature"],
-                "agreement_mm": told.get("agreement_mm"),
-            },
-            coarse={"mm": distance, "objects": sorted({row["object"] for row in rows})},
+            thresholds={"existence": numbers["threshold"], "existence_temperature": numbers["temperature"]},
+            coarse={"mm": distance, "objects": objects},
+            agreement={"mm": float(told.get("agreement_mm") or 0.0), "objects": objects},
         )
         if output is not None:
             write_json(output, numbers)

@@ -96,7 +96,7 @@ def main(
         scored = PredictionFolder(folder, names)
         weights = checkpoint or bundle / "models" / "model.pt"
         made_with = {f"existence_{name}": value for name, value in vars(segmenter.inferer.existence).items()}
-        made_with["agreement_mm"] = segmenter.inferer.agreement_mm
+        made_with["agreement_mm"] = segmenter.inferer.agreement.sigma_mm
         found = score(
             cases, scored, settings, workers, output_dir, compare_to, pictures, title, failures, weights, made_with
         )

@@ -14,27 +14,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from boltzformer.errors import InputError
+from boltzformer.inference.known_terms import says, terms_of
+from boltzformer.recipe import Recipe
 
 REACH = 3.0
 """Slices farther away than so many sigmas do not take part."""
-SUREST = 16.0
-"""Logits of a mean lie within this: probabilities are held in float16, where 1 - 1e-4 is 1."""
 
 
-def check_agreement(sigma_mm: float | None) -> float:
-    """Sigma in mm, 0 for None.
+@dataclass(frozen=True)
+class Agreement:
+    """Which prompts' slices have to agree, and how far along.
+
+    Args:
+        sigma_mm: of the Gaussian; 0 leaves every slice to itself.
+        terms: what prompts must say (`known_terms.terms_of`); None takes every prompt.
 
     Raises:
-        InputError: it is not within 0 and 100.
+        InputError: sigma is not within 0 and 100.
     """
-    if sigma_mm is not None and not 0 <= sigma_mm <= 100:
-        raise InputError(f"agreement_mm is {sigma_mm}: give millimetres, or 0 to leave every slice to itself.")
-    return sigma_mm or 0.0
+
+    sigma_mm: float = 0.0
+    terms: frozenset[str] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_mm <= 100:
+            raise InputError(f"agreement_mm is {self.sigma_mm}: give millimetres, or 0 to leave every slice to itself.")
+
+    def neighbours(self, prompts: Sequence[str], spacing_mm: float) -> Neighbours | None:
+        """What holds the masks of a volume; None where every slice of every prompt stands for itself.
+
+        Args:
+            prompts: P sentences.
+            spacing_mm: distance of neighbouring slices; NaN where it is not known.
+        """
+        near = torch.tensor([self.terms is None or says(prompt, self.terms) for prompt in prompts])
+        weights = weights_of(self.sigma_mm, spacing_mm)
+        return Neighbours(weights, near) if weights[1:] and bool(near.any()) else None
+
+
+def agreement_of(recipe: Recipe, sigma_mm: float | None = None) -> Agreement:
+    """The agreement that a checkpoint's recipe asks for.
+
+    What it gains was measured for some objects. A smaller one, such as a nodule of a few mm, may lose by it.
+
+    Args:
+        recipe: of the checkpoint.
+        sigma_mm: in place of the recipe's, for every prompt; 0 for none.
+
+    Raises:
+        InputError: sigma is not within 0 and 100.
+    """
+    if sigma_mm is not None:
+        return Agreement(float(sigma_mm))
+    stated = recipe.content.get("agreement")
+    return Agreement() if stated is None else Agreement(float(stated["mm"]), terms_of(recipe, stated["objects"]))
 
 
 def weights_of(sigma_mm: float, spacing_mm: float) -> list[float]:
@@ -50,31 +89,44 @@ def weights_of(sigma_mm: float, spacing_mm: float) -> list[float]:
     return [math.exp(-0.5 * (away * spacing_mm / sigma_mm) ** 2) for away in range(count + 1)]
 
 
+@dataclass
+class Held:
+    """Masks of one slice.
+
+    Attributes:
+        which: prompts that have one, bool (P,).
+        near: logits of those that take part in means, (k', h, w) float16.
+        alone: of the others, float32.
+    """
+
+    which: Tensor
+    near: Tensor
+    alone: Tensor
+
+
 class Neighbours:
     """Masks of slices, held until all slices around them are there.
 
     Args:
         weights: see `weights_of`.
+        near: which prompts take part, bool (P,).
     """
 
-    def __init__(self, weights: Sequence[float]) -> None:
+    def __init__(self, weights: Sequence[float], near: Tensor) -> None:
         self.weights = list(weights)
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+        self.near = near
+        self._held: dict[int, Held] = {}
 
-    @staticmethod
-    def form(logits: Tensor) -> Tensor:
-        """What is held of logits: probabilities, any shape, float16."""
-        return logits.float().sigmoid().half()
-
-    def hold(self, index: int, which: Tensor, probability: Tensor) -> None:
+    def hold(self, index: int, which: Tensor, logits: Tensor) -> None:
         """Keep what was found in a slice.
 
         Args:
             index: of the slice.
             which: prompts that have a mask there, bool (P,).
-            probability: of those k prompts, `form` of (k, h, w).
+            logits: of those k prompts, (k, h, w).
         """
-        self._held[index] = (which, probability)
+        near = self.near[which].to(logits.device)
+        self._held[index] = Held(which, logits[near].half(), logits[~near].float())
 
     @property
     def slices(self) -> list[int]:
@@ -83,15 +135,15 @@ class Neighbours:
 
     def which(self, index: int) -> Tensor:
         """Prompts that have a mask in a slice, bool (P,)."""
-        return self._held[index][0]
+        return self._held[index].which
 
     def mean_existence(self, existence: Tensor) -> Tensor:
-        """Mean existence logits over the slices around each.
+        """Mean existence logits over the slices around each; of prompts that do not take part, their own.
 
         Args:
             existence: logits (D, P), -inf where they were not computed, which does not count and stays.
         """
-        computed = existence.isfinite()
+        computed = existence.isfinite() & self.near
         values = existence.where(computed, 0.0)
         total, weight = values.clone(), computed.float()
         for away, share in enumerate(self.weights[1:], 1):
@@ -106,10 +158,11 @@ class Neighbours:
         Args:
             kept: bool (D, P).
         """
-        for index, (which, probability) in list(self._held.items()):
-            rows = kept[index][which]
-            if bool(rows.any()):
-                self._held[index] = (which & kept[index], probability[rows.to(probability.device)])
+        for index, held in list(self._held.items()):
+            which = held.which & kept[index]
+            if bool(which.any()):
+                near, alone = (which[held.which & part].to(held.near.device) for part in (self.near, ~self.near))
+                self._held[index] = Held(which, held.near[near], held.alone[alone])
             else:
                 del self._held[index]
 
@@ -118,15 +171,21 @@ class Neighbours:
 
         The order of the sum is that of the distance, so the bits do not depend on what came first.
         """
-        which, own = self._held[index]
-        total, weight = own.float(), torch.ones(len(own), device=own.device)
+        own = self._held[index]
+        total = own.near.float().sigmoid()
+        weight = torch.ones(len(total), device=total.device)
         for away, share in enumerate(self.weights[1:], 1):
-            for other in (index - away, index + away):
-                if other not in self._held:
+            for other in (self._held.get(index - away), self._held.get(index + away)):
+                if other is None:
                     continue
-                there, probability = self._held[other]
-                both = which & there
-                rows = both[which].to(own.device)  # of the prompts of this slice, those that the other has too
-                total[rows] += share * probability[both[there].to(own.device)].float()
+                both = own.which & other.which
+                # rows of this slice whose prompt the other has too, and those of the other
+                rows, others = (both[one.which & self.near].to(total.device) for one in (own, other))
+                total[rows] += share * other.near[others].float().sigmoid()
                 weight[rows] += share
-        return torch.logit(total / weight[:, None, None]).clamp(-SUREST, SUREST)
+        # eps: where all are certain a logit has to stay finite, and below float16's largest
+        near = torch.logit(total / weight[:, None, None], eps=1e-7)
+        made = own.alone.new_empty((len(near) + len(own.alone), *own.alone.shape[1:]))
+        of_near = self.near[own.which].to(made.device)
+        made[of_near], made[~of_near] = near, own.alone
+        return made

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from boltzformer.errors import InputError
 from boltzformer.inference.existence import IMPROBABLE
-from boltzformer.inference.known_terms import core_of
+from boltzformer.inference.known_terms import says, terms_of
 from boltzformer.recipe import Recipe
 
 
@@ -30,11 +30,11 @@ class CoarsePass:
 
     Args:
         distance_mm: largest distance of two looks; 0 looks everywhere at once.
-        wordings: what prompts must say, but for what surrounds the term (`known_terms.core_of`), in lower case.
+        terms: what prompts must say (`known_terms.terms_of`).
     """
 
     distance_mm: float = 0.0
-    wordings: frozenset[str] = frozenset()
+    terms: frozenset[str] = frozenset()
 
     def steps(self, prompts: Sequence[str], spacing_mm: float) -> list[int]:
         """Slices from one look to the next, for each prompt; 1 where every slice is looked at.
@@ -44,7 +44,7 @@ class CoarsePass:
             spacing_mm: distance of neighbouring slices; NaN where it is not known.
         """
         step = step_of(self.distance_mm, spacing_mm)
-        return [step if core_of(prompt).lower() in self.wordings else 1 for prompt in prompts]
+        return [step if says(prompt, self.terms) else 1 for prompt in prompts]
 
 
 def step_of(distance_mm: float, spacing_mm: float) -> int:
@@ -77,9 +77,8 @@ def coarse_pass_of(recipe: Recipe, distance_mm: float | None = None) -> CoarsePa
                 "nothing: `boltzformer calibrate` measures that."
             )
         return CoarsePass()
-    wordings = {text for name in stated["objects"] for text in (name, *recipe.objects.get(name, ()))}
     distance = stated["mm"] if distance_mm is None else distance_mm
-    return CoarsePass(float(distance), frozenset(core_of(text).lower() for text in wordings))
+    return CoarsePass(float(distance), terms_of(recipe, stated["objects"]))
 
 
 def first_looks(slices: Tensor, steps: Sequence[int], depth: int) -> Tensor:

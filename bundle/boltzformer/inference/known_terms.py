@@ -38,6 +38,22 @@ _AROUND = tuple(
 )
 
 
+def terms_of(recipe: Recipe, objects: Sequence[str]) -> frozenset[str]:
+    """What prompts for some objects say, in all words that a checkpoint knows; without what surrounds the term.
+
+    Args:
+        recipe: of the checkpoint.
+        objects: their names.
+    """
+    wordings = {text for name in objects for text in (name, *recipe.objects.get(name, ()))}
+    return frozenset(core_of(text).lower() for text in wordings)
+
+
+def says(prompt: str, terms: frozenset[str]) -> bool:
+    """Whether a prompt says one of some terms (`terms_of`)."""
+    return core_of(prompt).lower() in terms
+
+
 @dataclass(frozen=True)
 class NearestTerm:
     """The known term that is nearest to a prompt.

@@ -17,7 +17,7 @@ from boltzformer.data.canvas import check_pixel_sizes
 from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
 from boltzformer.data.windows import limits_of
 from boltzformer.errors import InputError
-from boltzformer.inference.agreement import Neighbours, check_agreement, weights_of
+from boltzformer.inference.agreement import Agreement
 from boltzformer.inference.canvas import SeenThrough, on_canvas, spacing_of
 from boltzformer.inference.coarse import CoarsePass, after_looks, first_looks
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, IMPROBABLE, ExistenceGate
@@ -71,9 +71,8 @@ class PromptedSliceInferer(SliceInferer):
         resolution_mm: size of the training's pixels, in mm; slices with smaller ones are averaged to about as large
             ones, before the window (`blocks_of`), and masks are interpolated to the slices' own pixels. None averages
             nothing.
-        agreement_mm: sigma of the Gaussian over which a prompt's scores and masks of neighbouring slices are averaged
-            (`boltzformer.inference.agreement`), in mm; 0 or None leaves every slice to itself, as it does where the
-            spacing is not known.
+        agreement: averages a prompt's scores and masks over neighbouring slices (`boltzformer.inference.agreement`);
+            None leaves every slice to itself, as is done where the spacing is not known.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class PromptedSliceInferer(SliceInferer):
         keep_logits: bool = True,
         body_view: bool = False,
         resolution_mm: float | None = None,
-        agreement_mm: float | None = None,
+        agreement: Agreement | None = None,
     ) -> None:
         super().__init__(spatial_dim=spatial_dim, roi_size=(-1, -1), progress=progress)
         if num_adjacent not in (0, 1):
@@ -115,7 +114,7 @@ class PromptedSliceInferer(SliceInferer):
         if resolution_mm is not None and not resolution_mm > 0:
             raise InputError(f"resolution_mm is {resolution_mm}: give the size of the training's pixels, or null.")
         self.resolution_mm = resolution_mm
-        self.agreement_mm = check_agreement(agreement_mm)
+        self.agreement = agreement or Agreement()
         self.precision = check_precision(precision)
         self.skip_blank = skip_blank
         self._on_canvas: SeenThrough | None = None
@@ -154,12 +153,12 @@ class PromptedSliceInferer(SliceInferer):
             prompts = parse_prompts(getattr(inputs, "meta", {}).get(PROMPT_KEY)) or self.prompt
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
         inside = list(spacing_of(inputs))
-        near = weights_of(self.agreement_mm, inside.pop(self.spatial_dim))
+        neighbours = self.agreement.neighbours(sentences, inside.pop(self.spatial_dim))
         blocks = blocks_of(inside, self.resolution_mm)
         volume = Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs), blocks)
         spacing = (inside[0] * blocks[0], inside[1] * blocks[1])
         network = self._fitted(self.computing(network), volume.size, spacing)
-        found = Found.nothing(volume, len(sentences), self.keep_logits, Neighbours(near) if near[1:] else None)
+        found = Found.nothing(volume, len(sentences), self.keep_logits, neighbours)
         device = next(cast(Any, network).parameters()).device
         with Workers.of(groups_at_once(network)) as workers, self._computing_on(device):
             text = cast(Any, network).encode_text(sentences)

@@ -170,9 +170,13 @@ class Found:
             existence: see `Part`.
         """
         kept = kept.cpu()
-        form = self._finished if self.neighbours is None else self.neighbours.form
+        form = self._finished if self.neighbours is None else self._as_found
         pairs = zip(logits, kept, strict=True)
         return Part(kept, [form(one[which.to(one.device)]) for one, which in pairs], existence)
+
+    @staticmethod
+    def _as_found(logits: Tensor) -> Tensor:
+        return logits
 
     def take(self, chosen: Tensor, asked: Tensor, part: Part) -> None:
         """Keep what was found in some slices, all prompts that will ever be asked for there being asked for now.
