@@ -157,7 +157,7 @@ def _bars_by_slice(size: int, sample: int, repeats: int) -> list[Bar]:
         made = segmenters[precision]
         return made.inferer(image, made.network, prompts=prompts)
 
-    masks = {precision: segment(precision, PROMPTS) >= 0 for precision in segmenters}
+    masks = {precision: segment(precision, PROMPTS) > 0 for precision in segmenters}  # of ranks
     peer = dynunet().to(image.device)
     by_slice = SliceInferer(roi_size=(size, size), sw_batch_size=1, spatial_dim=2)
     tasks: dict[str, Callable[[], Any]] = {name: partial(segment, name, PROMPTS[:4]) for name in segmenters}
@@ -226,10 +226,16 @@ def _alternating(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 
 
 def _least_dice(ours: Tensor, plain: Tensor) -> float:
-    """Of the prompts that either finds."""
+    """Of the prompts that either finds.
+
+    Raises:
+        ValueError: none is found, or one is found everywhere: masks that say nothing.
+    """
     ours, plain = ours.flatten(2)[0], plain.flatten(2)[0]
+    if not bool(plain.any()) or bool(plain.all(1).any()):
+        raise ValueError("the plain path's masks are empty or full: nothing can be compared with them")
     both, total = (ours & plain).sum(1), ours.sum(1) + plain.sum(1)
-    return float((2 * both / total)[total > 0].min()) if bool((total > 0).any()) else 1.0
+    return float((2 * both / total)[total > 0].min())
 
 
 def _gmac_of_a_slice(size: int) -> float:

@@ -104,6 +104,17 @@ def test_bars():
     assert less.reaches(None)
 
 
+def test_masks_that_say_nothing_are_not_compared():
+    mask = torch.zeros(1, 2, 4, 4, 1, dtype=torch.bool)
+    mask[0, 0, :2] = True
+    other = mask.clone()
+    other[0, 0, 0, 0] = False
+    assert volume_table._least_dice(other, mask) == pytest.approx(14 / 15)
+    for nothing in (torch.zeros_like(mask), torch.ones_like(mask)):
+        with pytest.raises(ValueError, match="empty or full"):
+            volume_table._least_dice(nothing, nothing)
+
+
 def test_ct_of_the_benchmark_is_like_the_sample(tmp_path):
     file = write_ct(tmp_path / "ct.nii.gz", 64, 5)
     made, sample = nib.load(file), nib.load(BUNDLE / "samples" / "head_neck_ct.nii.gz")
