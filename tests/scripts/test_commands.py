@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 import typer
 from boltzformer.apps.bundle_config import read_bundle
