@@ -95,6 +95,9 @@ def test_numbers_go_into_the_recipe(tmp_path, checkpoint):
     assert thresholds["existence_temperature"] == pytest.approx(3.0, rel=0.1)  # of scores made with 2
     assert 0 < thresholds["existence"] < 1
     assert read_recipe(checkpoint)["agreement"] == {"mm": 1.5, "objects": ["o"]}
+    write_json(tmp_path / "manifest.json", {"settings": {**told, "existence_threshold": 0.0, "agreement_mm": None}})
+    main(tmp_path, checkpoint, None, specificity=0.5)
+    assert read_recipe(checkpoint)["agreement"] == {"mm": 1.5, "objects": ["o"]}, "the checkpoint's own stays"
 
 
 def _organ(first: int, last: int, slices: int = 60) -> list[dict]:

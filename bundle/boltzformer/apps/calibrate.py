@@ -36,7 +36,7 @@ def main(
 
     The evaluation must score slices that were not gated:
     boltzformer evaluate-bundle --set existence_threshold=0 --output-dir REPORT ...
-    The recipe also gets the `agreement_mm` that its masks were made with, since the threshold belongs to them.
+    Where `--set agreement_mm=...` was given too, the recipe gets it for the objects of the report.
     """
     with one_line_errors():
         recipe = read_recipe(checkpoint)
@@ -47,13 +47,13 @@ def main(
         numbers, scored = calibrate(rows, float(told["existence_temperature"] or 1.0), specificity)
         looks = coarse_distances(scored, spacings(report, rows, recipe["input"]["axis"]))
         distance = coarse_mm(looks)
-        objects = sorted({row["object"] for row in rows})
+        objects, agreement_mm = sorted({row["object"] for row in rows}), told.get("agreement_mm")
         numbers |= {"coarse_mm": distance, "lost_pixels_at_mm": looks}
         update_recipe(
             checkpoint,
             thresholds={"existence": numbers["threshold"], "existence_temperature": numbers["temperature"]},
             coarse={"mm": distance, "objects": objects},
-            agreement={"mm": float(told.get("agreement_mm") or 0.0), "objects": objects},
+            **({} if agreement_mm is None else {"agreement": {"mm": agreement_mm, "objects": objects}}),
         )
         if output is not None:
             write_json(output, numbers)

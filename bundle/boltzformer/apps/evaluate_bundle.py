@@ -96,7 +96,9 @@ def main(
         scored = PredictionFolder(folder, names)
         weights = checkpoint or bundle / "models" / "model.pt"
         made_with = {f"existence_{name}": value for name, value in vars(segmenter.inferer.existence).items()}
-        made_with["agreement_mm"] = segmenter.inferer.agreement.sigma_mm
+        agreement = segmenter.inferer.agreement
+        # None where it is the checkpoint's own, for some prompts
+        made_with["agreement_mm"] = agreement.sigma_mm if agreement.terms is None else None
         found = score(
             cases, scored, settings, workers, output_dir, compare_to, pictures, title, failures, weights, made_with
         )

@@ -170,13 +170,10 @@ class Found:
             existence: see `Part`.
         """
         kept = kept.cpu()
-        form = self._finished if self.neighbours is None else self._as_found
-        pairs = zip(logits, kept, strict=True)
-        return Part(kept, [form(one[which.to(one.device)]) for one, which in pairs], existence)
-
-    @staticmethod
-    def _as_found(logits: Tensor) -> Tensor:
-        return logits
+        masks = [one[which.to(one.device)] for one, which in zip(logits, kept, strict=True)]
+        if self.neighbours is None:
+            masks = [self._finished(some) for some in masks]
+        return Part(kept, masks, existence)
 
     def take(self, chosen: Tensor, asked: Tensor, part: Part) -> None:
         """Keep what was found in some slices, all prompts that will ever be asked for there being asked for now.
