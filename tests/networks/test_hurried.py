@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from boltzformer.networks import hurried as hurried_module
 from boltzformer.networks.hurried import LARGEST_GROUP, HurriedNetwork, _WithGelu, fuse_backbone
 
 from tests.support import small_network
@@ -61,6 +63,30 @@ def check_that_bits_depend_on_nothing_else(hurried: HurriedNetwork, device: str)
 def test_bits_depend_on_no_other_prompt_and_no_other_slice(dtype):
     hurried = HurriedNetwork(small_network(**{"network_def#existence": True}), dtype)
     check_that_bits_depend_on_nothing_else(hurried, "cpu")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", [True, False])
+def test_a_group_that_is_encoded_in_parts(monkeypatch, form):
+    monkeypatch.setattr(hurried_module, "CPU_ENCODED_PIXELS", 3 * 64 * 64)
+    plain = small_network(**{"network_def#fold_semantic_map": form, "network_def#existence": True})
+    hurried = HurriedNetwork(plain)
+    assert (hurried.encoded, hurried.group) == (2, LARGEST_GROUP)
+    check_that_bits_depend_on_nothing_else(hurried, "cpu")
+    image = torch.rand(3, 1, 40, 36, generator=torch.Generator().manual_seed(1))
+    seen: list[int] = []
+    plain.image_encoder.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    again = HurriedNetwork(plain)
+    torch.testing.assert_close(again.segment(image, PROMPTS), plain.segment(image, PROMPTS), rtol=1e-3, atol=1e-3)
+    assert seen == [2, 2, 1, 1, 1], "what fills a group up is not encoded"
+
+
+def test_groups_are_smaller_for_larger_slices():
+    sizes = {64: (8, 8), 256: (4, 8), 320: (2, 8), 512: (1, 4), 1024: (1, 1)}
+    holder = SimpleNamespace(image_encoder=SimpleNamespace(mean=torch.zeros(1)))
+    for size, expected in sizes.items():
+        holder.image_size = (size, size)
+        assert (hurried_module.encoded_at_once(holder), hurried_module.group_of(holder)) == expected
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 The plain path (`BoltzFormer.predict`) computes slices and prompts one by one. Here
 
 * slices are encoded, and decoded for one prompt after another, in groups of a fixed size. The last group is filled up.
+  On a CPU a group is encoded in parts of a fixed size.
   What a group computes is the same whatever else is asked for, so a mask's bits depend neither on other prompts, nor on
   the slices beside it, nor on the memory;
 * of TinyViT the batch norms are folded into the convolutions, on a CPU GELU is computed by the product before it, and
@@ -36,7 +37,10 @@ Worth = Callable[[Tensor], Tensor]
 """Existence logits of any shape -> bool: whether anybody will look at the mask."""
 
 LARGEST_GROUP = 8
-CPU_GROUP_PIXELS = 9 * 256 * 128  # of the working size; more of them, beside another group, leave a core's cache
+# Pixels of the working size. More of them, beside another group, leave a core's cache while they are encoded; decoding
+# reads far less of each, and its many small operations cost as much for one slice as for eight.
+CPU_ENCODED_PIXELS = 9 * 256 * 128
+CPU_DECODED_PIXELS = 4 * 512 * 512
 # (class, layer, activation): the activation follows the layer at once and nothing else reads what is between
 GELU_AFTER: tuple[tuple[type[nn.Module], str, str], ...] = (
     (tiny_vit.PatchEmbed, "conv1", "act"),
@@ -73,7 +77,7 @@ class HurriedNetwork(nn.Module):
         plain = dtype == torch.float32
         self.pixel_decoder = network.pixel_decoder if plain else _frozen(network.pixel_decoder, dtype)
         self.mask_features = network.mask_features if plain else _frozen(network.mask_features, dtype)
-        self.group = group_of(network)
+        self.group, self.encoded = group_of(network), encoded_at_once(network)
 
     def encode_text(self, prompts: Sequence[str]) -> TextFeatures:
         """Of the network."""
@@ -134,9 +138,7 @@ class HurriedNetwork(nn.Module):
         size = (count, len(text), int(image.shape[-2]), int(image.shape[-1]))
         logits = torch.zeros(size, device=image.device)
         existence = torch.zeros(size[:2], device=image.device) if self.network.scores_existence else None
-        if count < self.group:
-            image = torch.cat((image, image[-1:].expand(self.group - count, -1, -1, -1)))
-        features = self.encode_image(image)
+        features = self._encode_group(image)
         for p in asked.any(0).nonzero()[:, 0].tolist():
             repeated = _repeated(text[p : p + 1], self.group)
             found = self.network._decode(features, repeated, None, seed, keep_masks=False, keep_sets=False)
@@ -150,15 +152,34 @@ class HurriedNetwork(nn.Module):
                 logits[wanted, p] = made[:, 0]
         return Prediction(logits, existence)
 
+    def _encode_group(self, image: Tensor) -> ImageFeatures:
+        """Features of a whole group, filled up with those of slices that are there."""
+        missing = -len(image) % self.encoded
+        image = torch.cat((image, image[-1:].expand(missing, -1, -1, -1))) if missing else image
+        parts = [self.encode_image(part) for part in image.split(self.encoded)]
+        parts += parts[-1:] * (self.group // self.encoded - len(parts))
+        return ImageFeatures.concatenate(parts)
+
     def _semantic_map(self, finest: Tensor) -> Tensor:
         return self.mask_features(finest).float()
 
 
 def group_of(network: BoltzFormer) -> int:
-    """Slices of a group: as many as a CPU's caches hold between two layers, or as keep a GPU busy."""
+    """Slices of a group, a power of two: as many as share out the cost of an operation, or as keep a GPU busy."""
+    return max(_fitting(network, CPU_DECODED_PIXELS), encoded_at_once(network))
+
+
+def encoded_at_once(network: BoltzFormer) -> int:
+    """Slices of a group that are encoded at once, a power of two: as many as a CPU's caches hold between two layers."""
+    return _fitting(network, CPU_ENCODED_PIXELS)
+
+
+def _fitting(network: BoltzFormer, pixels: int) -> int:
+    if network.image_encoder.mean.device.type != "cpu":
+        return LARGEST_GROUP
     height, width = network.image_size
-    on_cpu = network.image_encoder.mean.device.type == "cpu"
-    return max(1, min(LARGEST_GROUP, CPU_GROUP_PIXELS // (height * width))) if on_cpu else LARGEST_GROUP
+    fit = max(1, min(LARGEST_GROUP, pixels // (height * width)))
+    return 1 << (fit.bit_length() - 1)
 
 
 def _repeated(text: TextFeatures, times: int) -> TextFeatures:
