@@ -53,42 +53,54 @@ def test_a_recipe_asks_for_the_objects_it_was_measured_for():
 
 def test_only_slices_with_the_object_count():
     """Two prompts, of which the second is missing in slice 1; slice 3 lies two away from slice 1."""
-    logits = {0: [[1.0, -2.0]], 1: [[3.0]], 3: [[-1.0, 4.0]]}
+    logits = {0: [1.0, -2.0], 1: [3.0], 3: [-1.0, 4.0]}
     which = {0: [True, True], 1: [True, False], 3: [True, True]}
     held = Neighbours([1.0, 0.5, 0.25], torch.tensor([True, True]))
     for index in (3, 0, 1):
-        held.hold(index, torch.tensor(which[index]), torch.tensor(logits[index])[0][:, None, None])
+        held.hold(index, torch.tensor(which[index]), torch.tensor(logits[index])[:, None, None])
     assert held.slices == [0, 1, 3]
-    p = {index: torch.tensor(values[0]).sigmoid() for index, values in logits.items()}
+    held.average()
+    p = {index: torch.tensor(values).sigmoid() for index, values in logits.items()}
     first = (p[1][0] + 0.5 * p[0][0] + 0.25 * p[3][0]) / 1.75
-    assert held.mean(1).flatten().tolist() == pytest.approx([torch.logit(first).item()], abs=2e-3)
-    assert held.mean(0)[1].item() == pytest.approx(-2.0, abs=2e-3), "alone within reach"
-    assert held.mean(0)[0].item() == pytest.approx(torch.logit((p[0][0] + 0.5 * p[1][0]) / 1.5).item(), abs=2e-3)
+    assert held.logits(1).flatten().tolist() == pytest.approx([torch.logit(first).item()], abs=2e-3)
+    assert held.logits(0)[1].item() == pytest.approx(-2.0, abs=2e-3), "alone within reach"
+    expected = torch.logit((p[0][0] + 0.5 * p[1][0]) / 1.5).item()
+    assert held.logits(0)[0].item() == pytest.approx(expected, abs=2e-3)
 
 
 def test_certain_logits_stay_finite():
-    held = Neighbours([1.0], torch.tensor([True]))
-    held.hold(0, torch.tensor([True]), torch.tensor([[[40.0, -40.0, 0.0]]]))
-    assert held.mean(0).flatten().tolist() == pytest.approx([16.0, -16.0, 0.0], abs=0.2)
+    held = Neighbours([1.0, 0.5], torch.tensor([True]))
+    for index in (0, 1):
+        held.hold(index, torch.tensor([True]), torch.tensor([[[40.0, -40.0, 0.0]]]))
+    held.average()
+    assert held.logits(0).flatten().tolist() == pytest.approx([16.0, -16.0, 0.0], abs=0.2)
 
 
 def test_prompts_that_do_not_take_part_keep_their_own():
-    """Of three prompts the second stands alone; the third is not in slice 1, and the first of slice 1 is let go."""
+    """Of three prompts the second stands alone; the third is not in slice 1."""
     held = Neighbours([1.0, 0.5], torch.tensor([True, False, True]))
     held.hold(0, torch.tensor([True, True, True]), torch.tensor([1.0, 2.0, 3.0])[:, None, None])
     held.hold(1, torch.tensor([True, True, False]), torch.tensor([-1.0, -2.0])[:, None, None])
-    assert held.mean(0).flatten()[1:].tolist() == pytest.approx([2.0, 3.0], abs=1e-3)
-    assert -1.0 < held.mean(0)[0].item() < 1.0
     existence = torch.tensor([[4.0, 4.0, -torch.inf], [1.0, 1.0, 2.0]])
     expected = [[3.0, 4.0, -torch.inf], [2.0, 1.0, 2.0]]
     assert torch.allclose(held.mean_existence(existence), torch.tensor(expected))
-    held.restrict(torch.tensor([[True, True, True], [False, True, False]]))
-    assert held.which(1).tolist() == [False, True, False]
-    assert held.mean(1).flatten().tolist() == [-2.0]
-    assert held.mean(0)[0].item() == pytest.approx(1.0, abs=1e-3)
+    held.average()
+    assert held.logits(0).flatten()[1:].tolist() == [2.0, 3.0]
+    assert held.logits(1).flatten()[1:].tolist() == [-2.0]
+    assert -1.0 < held.logits(1)[0].item() < held.logits(0)[0].item() < 1.0
+
+
+def test_masks_that_are_let_go_do_not_count():
+    held = Neighbours([1.0, 0.5], torch.tensor([True, False, True]))
+    held.hold(0, torch.tensor([True, True, True]), torch.tensor([1.0, 2.0, 3.0])[:, None, None])
+    held.hold(1, torch.tensor([True, True, False]), torch.tensor([-1.0, -2.0])[:, None, None])
+    held.restrict(torch.tensor([[True, False, True], [False, True, False]]))
+    assert [held.which(index).tolist() for index in (0, 1)] == [[True, False, True], [False, True, False]]
+    held.average()
+    assert [held.logits(index).flatten().tolist() for index in (0, 1)] == [[1.0, 3.0], [-2.0]]
     held.restrict(torch.tensor([[False, False, True], [False, False, False]]))
     assert held.slices == [0]
-    assert held.mean(0).flatten().tolist() == pytest.approx([3.0], abs=1e-3)
+    assert held.logits(0).flatten().tolist() == [3.0]
 
 
 @pytest.fixture(scope="module")

@@ -89,33 +89,18 @@ def weights_of(sigma_mm: float, spacing_mm: float) -> list[float]:
     return [math.exp(-0.5 * (away * spacing_mm / sigma_mm) ** 2) for away in range(count + 1)]
 
 
-@dataclass
-class Held:
-    """Masks of one slice.
-
-    Attributes:
-        which: prompts that have one, bool (P,).
-        near: logits of those that take part in means, (k', h, w) float16.
-        alone: of the others, float32.
-    """
-
-    which: Tensor
-    near: Tensor
-    alone: Tensor
-
-
 class Neighbours:
     """Masks of slices, held until all slices around them are there.
 
     Args:
         weights: see `weights_of`.
-        near: which prompts take part, bool (P,).
+        near: which prompts take part in means, bool (P,).
     """
 
     def __init__(self, weights: Sequence[float], near: Tensor) -> None:
-        self.weights = list(weights)
+        self.weights = torch.tensor(weights)
         self.near = near
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, tuple[Tensor, Tensor]] = {}
 
     def hold(self, index: int, which: Tensor, logits: Tensor) -> None:
         """Keep what was found in a slice.
@@ -123,10 +108,9 @@ class Neighbours:
         Args:
             index: of the slice.
             which: prompts that have a mask there, bool (P,).
-            logits: of those k prompts, (k, h, w).
+            logits: of those k prompts, (k, h, w); kept in float16, as in the end.
         """
-        near = self.near[which].to(logits.device)
-        self._held[index] = Held(which, logits[near].half(), logits[~near].float())
+        self._held[index] = (which, logits.half())
 
     @property
     def slices(self) -> list[int]:
@@ -135,7 +119,11 @@ class Neighbours:
 
     def which(self, index: int) -> Tensor:
         """Prompts that have a mask in a slice, bool (P,)."""
-        return self._held[index].which
+        return self._held[index][0]
+
+    def logits(self, index: int) -> Tensor:
+        """Of those prompts, (k, h, w) float32."""
+        return self._held[index][1].float()
 
     def mean_existence(self, existence: Tensor) -> Tensor:
         """Mean existence logits over the slices around each; of prompts that do not take part, their own.
@@ -144,13 +132,9 @@ class Neighbours:
             existence: logits (D, P), -inf where they were not computed, which does not count and stays.
         """
         computed = existence.isfinite() & self.near
-        values = existence.where(computed, 0.0)
-        total, weight = values.clone(), computed.float()
-        for away, share in enumerate(self.weights[1:], 1):
-            for to, of in ((slice(away, None), slice(None, -away)), (slice(None, -away), slice(away, None))):
-                total[to] += share * values[of]
-                weight[to] += share * computed[of]
-        return (total / weight).where(computed, existence)
+        weights = self._between(torch.arange(len(existence)))
+        total = weights @ existence.where(computed, 0.0)
+        return (total / (weights @ computed.float())).where(computed, existence)
 
     def restrict(self, kept: Tensor) -> None:
         """Let go of masks that are not shown after all.
@@ -158,34 +142,31 @@ class Neighbours:
         Args:
             kept: bool (D, P).
         """
-        for index, held in list(self._held.items()):
-            which = held.which & kept[index]
-            if bool(which.any()):
-                near, alone = (which[held.which & part].to(held.near.device) for part in (self.near, ~self.near))
-                self._held[index] = Held(which, held.near[near], held.alone[alone])
+        for index, (which, logits) in list(self._held.items()):
+            stays = which & kept[index]
+            if bool(stays.any()):
+                self._held[index] = (stays, logits[stays[which].to(logits.device)])
             else:
                 del self._held[index]
 
-    def mean(self, index: int) -> Tensor:
-        """Logits of the mean over the slices around one, (k, h, w) float32.
+    def average(self) -> None:
+        """Put means in place of the masks, prompt by prompt: a prompt's bits depend on no other."""
+        for p in self.near.nonzero()[:, 0].tolist():
+            indices = [index for index in self.slices if bool(self.which(index)[p])]
+            if len(indices) < 2:
+                continue
+            # views of what is held: a prompt's row is the number of prompts before it
+            own = [self._held[index][1][int(self.which(index)[:p].sum())] for index in indices]
+            probability = torch.stack(own).float().sigmoid()
+            weights = self._between(torch.tensor(indices)).to(probability.device)
+            means = (weights / weights.sum(1, keepdim=True)) @ probability.flatten(1)
+            # eps: where all are certain a logit has to stay finite, and below float16's largest
+            logits = torch.logit(means, eps=1e-7).half().view_as(probability)
+            for mask, mean in zip(own, logits, strict=True):
+                mask.copy_(mean)
 
-        The order of the sum is that of the distance, so the bits do not depend on what came first.
-        """
-        own = self._held[index]
-        total = own.near.float().sigmoid()
-        weight = torch.ones(len(total), device=total.device)
-        for away, share in enumerate(self.weights[1:], 1):
-            for other in (self._held.get(index - away), self._held.get(index + away)):
-                if other is None:
-                    continue
-                both = own.which & other.which
-                # rows of this slice whose prompt the other has too, and those of the other
-                rows, others = (both[one.which & self.near].to(total.device) for one in (own, other))
-                total[rows] += share * other.near[others].float().sigmoid()
-                weight[rows] += share
-        # eps: where all are certain a logit has to stay finite, and below float16's largest
-        near = torch.logit(total / weight[:, None, None], eps=1e-7)
-        made = own.alone.new_empty((len(near) + len(own.alone), *own.alone.shape[1:]))
-        of_near = self.near[own.which].to(made.device)
-        made[of_near], made[~of_near] = near, own.alone
-        return made
+    def _between(self, indices: Tensor) -> Tensor:
+        """What n slices weigh for each other, (n, n) float32."""
+        away = (indices[:, None] - indices).abs()
+        near = away < len(self.weights)
+        return self.weights[away.where(near, 0)] * near

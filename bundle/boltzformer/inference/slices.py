@@ -202,7 +202,8 @@ class Found:
         if self.scored:
             self.existence = held.mean_existence(self.existence)
             held.restrict(gate.keeps(self.existence))
-        finished = workers.results(lambda index: self._finished(held.mean(index)), held.slices)
+        held.average()
+        finished = workers.results(lambda index: self._finished(held.logits(index)), held.slices)
         for index, masks in zip(held.slices, finished, strict=True):
             self.logits[index, held.which(index)] = masks
 
