@@ -11,10 +11,11 @@ import pytest
 import torch
 import typer
 from boltzformer.apps.bundle_config import read_bundle
+from boltzformer.data.cases import load_cases
 from boltzformer.networks.attention.patches import Patches
 from typer.testing import CliRunner
 
-from scripts import benchmark, measuring, network_costs, volume_table
+from scripts import airway_labels, benchmark, measuring, network_costs, volume_table
 from scripts.decoder_case import DecoderCase
 from scripts.volume_case import PHASES, segmenter_of, write_ct
 from tests.support import SMALL_NETWORK
@@ -155,3 +156,30 @@ def test_gathered_attention_is_counted_in_full():
     assert measuring.multiply_adds(case.cross_attention("plain")) > measuring.multiply_adds(
         case.cross_attention("auto")
     )
+
+
+def test_airway_is_air_inside_the_body_but_no_lung(tmp_path):
+    image = np.full((60, 50, 8), -1000, np.int16)
+    image[5:55, 5:45] = 40
+    image[28:32, 20:24] = -900  # an airway of 8 x 8 mm through all slices
+    image[10:30, 26:43, :2] = -850  # a lung
+    image[40:42, 30:32, 5] = -900  # a bubble of gas
+    image[0:8, 20:24] = -1000  # outside
+    affine = np.array([[0, -2.0, 0, 50], [-2.0, 0, 0, 60], [0, 0, 5.0, 0], [0, 0, 0, 1]])  # axes P, L, S
+    items = [{"image": f"scan_{n}.nii.gz", "label": f"organs_{n}.nii.gz"} for n in range(3)]
+    for item in items:
+        nib.save(nib.Nifti1Image(image, affine), tmp_path / item["image"])
+        nib.save(nib.Nifti1Image((image > 0).astype(np.uint8), affine), tmp_path / item["label"])
+    content = {"name": "set", "modality": "CT", "labels": {"1": "body"}, "training": [], "validation": items}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    result = run(airway_labels.main, tmp_path / "dataset.json", tmp_path / "made", "--train", 1, "--validate", 1)
+    assert result.exit_code == 0, result.output
+    label = nib.load(tmp_path / "made" / "labels" / "organs_0.nii.gz")
+    assert np.allclose(label.affine, affine)
+    expected = np.zeros(image.shape, bool)
+    expected[28:32, 20:24] = True
+    assert np.array_equal(np.asarray(label.dataobj) > 0, expected)
+    for name in ("airway", "organs"):
+        used = [load_cases(tmp_path / "made" / f"{name}.json", part) for part in ("training", "validation")]
+        used.append(load_cases(tmp_path / "made" / f"{name}_left_out.json", "validation"))
+        assert [Path(case["image"]).name for part in used for case in part] == [item["image"] for item in items]
