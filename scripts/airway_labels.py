@@ -5,7 +5,6 @@ python scripts/airway_labels.py /data/openkbp/dataset.json airway
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -19,6 +18,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "bundle")]
 
 from boltzformer.data.cases import load_cases
 from boltzformer.data.derived import read_scan
+from boltzformer.metrics.files import write_json
 
 BODY_HU, AIR_HU = -300, -400
 LARGEST_MM2 = 1200.0
@@ -89,7 +89,7 @@ def main(
         lists = {"training": items[name][:train], "validation": items[name][train : train + validate]}
         left = {"training": [], "validation": items[name][train + validate :]}
         for file, part in ((name, lists), (f"{name}_left_out", left)):
-            (output / f"{file}.json").write_text(json.dumps({"name": file, **rest, **part}, indent=4) + "\n")
+            write_json(output / f"{file}.json", {"name": file, **rest, **part})
     print(f"{len(cases)} scans labelled: {output}")
 
 

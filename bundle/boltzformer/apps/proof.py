@@ -39,6 +39,7 @@ from boltzformer.inference.known_terms import THRESHOLD
 from boltzformer.inference.prompt_distances import measure_distances
 from boltzformer.json_file import read_json
 from boltzformer.metrics.files import write_json
+from boltzformer.metrics.measures.volumes import overlap_dice
 from boltzformer.recipe import recipe_for, update_recipe
 from boltzformer.recipe_network import build_network
 from boltzformer.volumes.checks import read_volume
@@ -252,11 +253,10 @@ def dice_on_own_pixels(cases: Sequence[Mapping[str, Any]], predictions: Path) ->
             label = scan.label == value
             if not label.any():
                 continue
-            voxels, header = read_volume(predictions / case_name(case["image"]) / f"{names[name]}.nii.gz")
-            mask = back_on_grid(voxels, header.affine, scan)
-            dice = 2 * (mask & label).sum() / (mask.sum() + label.sum())
+            voxels, header = read_volume(_mask_file(predictions, case, names[name]))
+            dice = overlap_dice(back_on_grid(voxels, header.affine, scan), label)
             for key in ("all", f"{case['dataset']} / {name}"):
-                found.setdefault(key, []).append(float(dice))
+                found.setdefault(key, []).append(dice)
     return {key: sum(values) / len(values) for key, values in found.items()}
 
 
@@ -276,7 +276,7 @@ def opposite_shares(dataset: Path, predictions: Path) -> dict[str, Row]:
             twin = values.get(other_side(name).casefold())
             if twin in (None, value) or not ((label == value).any() and (label == twin).any()):
                 continue
-            mask = predictions / case_name(case["image"]) / f"{names[name]}.nii.gz"
+            mask = _mask_file(predictions, case, names[name])
             predicted = read_scan({**case, "label": str(mask)}).label > 0
             total = counts.setdefault(f"{case['dataset']} / {name}", [0, 0, 0])
             for place, number in enumerate((predicted.sum(), (predicted & (label == twin)).sum(), 1)):
@@ -285,6 +285,10 @@ def opposite_shares(dataset: Path, predictions: Path) -> dict[str, Row]:
         name: {"n": cases, "predicted_voxels": voxels, "in_opposite_organ": wrong / voxels if voxels else None}
         for name, (voxels, wrong, cases) in counts.items()
     }
+
+
+def _mask_file(predictions: Path, case: Mapping[str, Any], name: str) -> Path:
+    return predictions / case_name(case["image"]) / f"{name}.nii.gz"
 
 
 def _derive_and_evaluate(

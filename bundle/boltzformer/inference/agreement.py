@@ -151,8 +151,9 @@ class Neighbours:
 
     def average(self) -> None:
         """Put means in place of the masks, prompt by prompt: a prompt's bits depend on no other."""
+        slices = self.slices
         for p in self.near.nonzero()[:, 0].tolist():
-            indices = [index for index in self.slices if bool(self.which(index)[p])]
+            indices = [index for index in slices if bool(self.which(index)[p])]
             if len(indices) < 2:
                 continue
             # views of what is held: a prompt's row is the number of prompts before it

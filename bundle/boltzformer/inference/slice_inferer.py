@@ -236,8 +236,7 @@ class PromptedSliceInferer(SliceInferer):
         group = getattr(_without_canvas(network), "group", 0)
 
         def predict(chosen: Tensor) -> Part:
-            with self._computing_on(device):
-                return self._part(found, network, text, chosen, asked[chosen])
+            return self._part(found, network, text, chosen, asked[chosen])
 
         key = (id(network), device, tuple(volume.voxels.shape[1:]), volume.blocks, len(text))
         first = wanted[:0] if key in self._bytes_per_slice else wanted[: group or 1]
@@ -261,10 +260,10 @@ class PromptedSliceInferer(SliceInferer):
         if isinstance(_without_canvas(network), HurriedNetwork):
             more = {"asked": asked, "worth": keeps if self.existence.threshold else None}
         device = next(network.parameters()).device
-        made = network.predict(self._stack(found.volume, chosen).to(device), text, seed=self.seed, **more)
-        if made.existence is None:
-            return found.part(made.logits, asked, None)
-        return found.part(made.logits, keeps(made.existence).cpu() & asked, made.existence)
+        with self._computing_on(device):
+            made = network.predict(self._stack(found.volume, chosen).to(device), text, seed=self.seed, **more)
+            kept = asked if made.existence is None else keeps(made.existence).cpu() & asked
+            return found.part(made.logits, kept, made.existence)
 
     def _slices_to_compute(self, volume: Slices) -> Tensor:
         """Indices of the slices that are not blank."""

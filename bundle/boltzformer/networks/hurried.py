@@ -166,7 +166,7 @@ class HurriedNetwork(nn.Module):
 
 def group_of(network: BoltzFormer) -> int:
     """Slices of a group, a power of two: as many as share out the cost of an operation, or as keep a GPU busy."""
-    return max(_fitting(network, CPU_DECODED_PIXELS), encoded_at_once(network))
+    return _fitting(network, CPU_DECODED_PIXELS)
 
 
 def encoded_at_once(network: BoltzFormer) -> int:
