@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,12 +43,22 @@ class Projections:
         """Queries (B, m, d) by head and scaled, (B, H, m, d / H), and with W_k folded into them, (B, H, m, d)."""
         heads = F.linear(queries, self.w_q, self.b_q).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         heads = heads / heads.shape[-1] ** 0.5
-        return heads, heads @ self.keys_by_head()
+        return heads, _by_head(heads, self.keys_by_head())
 
     def project_sums(self, sums: Tensor) -> Tensor:
         """Apply W_v and its bias to weighted sums of patches: (B, H, m, d) -> (B, H, m, d / H)."""
         w_v, b_v = self.values_by_head()
-        return sums.to(w_v.dtype) @ w_v.transpose(1, 2) + b_v
+        return _by_head(sums.to(w_v.dtype), w_v.transpose(1, 2)) + b_v
+
+
+def _by_head(x: Tensor, weights: Tensor) -> Tensor:
+    """Matrix products by head, (B, H, m, n) @ (H, n, k) -> (B, H, m, k), with a query's heads side by side in memory.
+
+    `@` would copy the weights for each of the B examples; here a head is one product for all of them.
+    """
+    batch, heads, count, _ = x.shape
+    made = torch.bmm(x.transpose(0, 1).flatten(1, 2), weights)  # (H, B m, k)
+    return made.transpose(0, 1).contiguous().view(batch, count, heads, -1).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -76,9 +87,7 @@ class FoldedQueries:
         heads, folded = weights.fold(queries)
         rows, columns = axis_embeddings(*size, queries.shape[-1], queries.device)
         half = queries.shape[-1] // 2
-        return cls(
-            heads,
-            folded,
-            folded[..., :half] @ rows.T.to(folded.dtype),
-            folded[..., half:] @ columns.T.to(folded.dtype),
-        )
+        by_query = folded.transpose(1, 2)  # as it lies in memory: the products below copy nothing
+        row_bias = by_query[..., :half] @ rows.T.to(folded.dtype)
+        column_bias = by_query[..., half:] @ columns.T.to(folded.dtype)
+        return cls(heads, folded, row_bias.transpose(1, 2), column_bias.transpose(1, 2))
