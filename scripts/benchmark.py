@@ -1,6 +1,6 @@
 """How fast the network is, against its plain form and against peers; every figure is a ratio from one process.
 
-python scripts/benchmark.py decoder | training | attention-flops | prompts | volume | networks
+python scripts/benchmark.py decoder | training | attention-flops | prompts | volume | networks | pairs
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from boltzformer.networks.attention.rules import AttentionRule, Full, Threshold
 from scripts.decoder_case import DecoderCase
 from scripts.measuring import compare, multiply_adds, report
 from scripts.network_costs import networks
+from scripts.training_pairs import pairs
 from scripts.volume_table import paper_network, volume
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -124,6 +125,7 @@ def prompts(repeats: Repeats = 3, bf16: Bfloat16 = False, output: Output = None)
 
 app.command()(volume)
 app.command()(networks)
+app.command()(pairs)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from boltzformer.apps.bundle_config import read_bundle
 from boltzformer.bundle_folder import bundle_folder
 
 from scripts.measuring import describe_machine, peak_bytes
+from scripts.training_pairs import training_step
 
 NETWORKS = {
     "shipped": [],
@@ -77,21 +78,11 @@ def measure_network(name: str, overlays: Sequence[str], **settings: Any) -> Netw
     side = network.image_size[0]
     cost = NetworkCost(name, side, sum(p.numel() for p in network.parameters()) / 1e6)
     image = torch.rand(1, 1, *network.image_size, device=device)
-    label = torch.zeros_like(image)
-    label[..., : side // 8, : side // 8] = 1
-    optimizer = parser.get_parsed_content("optimizer")
-    inferer, loss = parser.get_parsed_content("train#inferer"), parser.get_parsed_content("loss")
+    step = training_step(parser, 1, [PROMPT])
 
     def segment() -> None:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             network.segment(image, [PROMPT])
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            value = loss(inferer(image, network, [PROMPT]), label)
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
 
     try:
         network.eval()

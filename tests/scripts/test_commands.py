@@ -15,7 +15,7 @@ from boltzformer.data.cases import load_cases
 from boltzformer.networks.attention.patches import Patches
 from typer.testing import CliRunner
 
-from scripts import airway_labels, benchmark, measuring, network_costs, volume_table
+from scripts import airway_labels, benchmark, measuring, network_costs, training_pairs, volume_table
 from scripts.decoder_case import DecoderCase
 from scripts.volume_case import PHASES, segmenter_of, write_ct
 from tests.support import SMALL_NETWORK
@@ -52,6 +52,27 @@ def test_multiply_adds_are_counted():
     with torch.no_grad():
         counted = measuring.multiply_adds(lambda: attention(query, key, key, attn_mask=mask, need_weights=False))
     assert counted == 16 * 16 * (3 + 50 + 50 + 3) + 2 * 3 * 50 * 16
+
+
+def test_stages_of_training_learn_from_as_many_pairs(monkeypatch):
+    seen = []
+    step_of = training_pairs.training_step
+
+    def watched(parser, slices, prompts):
+        network = parser.get_parsed_content("network")
+        network.register_forward_pre_hook(lambda _, inputs: seen.append((len(inputs[0]), len(inputs[1]))))
+        before = network.mask_features.weight.detach().clone()
+        step = step_of(parser, slices, prompts)
+        step()
+        assert not torch.equal(network.mask_features.weight, before)
+        return step
+
+    monkeypatch.setattr(training_pairs, "training_step", watched)
+    monkeypatch.setattr(training_pairs, "STAGES", {"one": (1, SMALL_NETWORK), "four": (4, SMALL_NETWORK)})
+    one, four = training_pairs.measure(1)
+    assert set(seen) == {(16, 16), (4, 16)}
+    assert one.faster == 1
+    assert four.pairs_per_second == pytest.approx(16 / four.seconds)
 
 
 def test_costs_of_a_network_are_measured_and_what_is_too_large_is_said(capsys):
