@@ -8,11 +8,11 @@ import pytest
 import torch
 from boltzformer.errors import InputError
 from boltzformer.inference.agreement import Agreement, Neighbours, agreement_of, weights_of
-from boltzformer.inference.canvas import KNOWN_SPACING
 from boltzformer.inference.existence import IMPROBABLE, ExistenceGate
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.inference.slices import BLANK_LOGIT
 from boltzformer.recipe import Recipe
+from boltzformer.volumes.spacing import SPACING_KNOWN
 from monai.data import MetaTensor
 
 from tests.support import small_network
@@ -154,7 +154,7 @@ def test_a_volume(network, volume, settings, gated):
 
 
 def test_an_unknown_spacing_leaves_slices_to_themselves(network, volume):
-    unknown = MetaTensor(volume.as_tensor(), affine=volume.affine, meta={KNOWN_SPACING: False})
+    unknown = MetaTensor(volume.as_tensor(), affine=volume.affine, meta={SPACING_KNOWN: False})
     near, alone = (PromptedSliceInferer(PROMPTS, agreement=Agreement(mm), progress=False) for mm in (SIGMA, 0.0))
     assert torch.equal(near(unknown, network).as_tensor(), alone(unknown, network).as_tensor())
 

@@ -28,6 +28,7 @@ from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.nifti_files import check_present
 from boltzformer.volumes.segmented import Algorithm, SegmentedVolume
 from boltzformer.volumes.sources import open_volume
+from boltzformer.volumes.spacing import has_spacing
 
 logger = logging.getLogger(__name__)
 
@@ -186,9 +187,7 @@ def _segment(
         uneven_spacing=request.uneven_spacing,
         series_uid=str(case.get("series_uid", "")),
     )
-    result = segmenter.segment(
-        volume, request.prompts, window=case.get("window"), spacing_known=case.get("spacing_known", True)
-    )
+    result = segmenter.segment(volume, request.prompts, window=case.get("window"), spacing_known=has_spacing(case))
     return as_segmented(result, str(case["case"]), request.algorithm)
 
 

@@ -28,6 +28,7 @@ from boltzformer.metrics.measures.catalogue import TOLERANCES_MM
 from boltzformer.metrics.measures.lesions import LesionRule
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.recipe import recipe_for, wording_book_of
+from boltzformer.volumes.spacing import has_spacing
 from boltzformer.volumes.write import Grid
 
 UNCERTAINTY = "configs/uncertainty.json"
@@ -152,7 +153,7 @@ def predict(
                     modality=case["modality"],
                     body_part=case["body_part"],
                     window=case.get("window"),
-                    spacing_known=case.get("spacing_known", True),
+                    spacing_known=has_spacing(case),
                 )
                 result.save(folder, probability=True)
                 if entropy:

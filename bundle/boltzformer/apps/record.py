@@ -14,6 +14,7 @@ from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
 from boltzformer.manifest import sha256_of
 from boltzformer.output_files import check_target, sync_folder, write_bytes
+from boltzformer.volumes.spacing import SPACING_KNOWN
 
 if TYPE_CHECKING:
     from boltzformer.apps.batch import Request
@@ -36,7 +37,7 @@ def request_digest(case: Mapping[str, Any], request: Request, files: Iterable[Pa
     content = {
         "input": [sha256_of(file) for file in files],
         "case": {key: str(case.get(key, "")) for key in ("modality", "body_part", "series_uid")}
-        | {key: str(case[key]) for key in ("window", "spacing_known") if key in case},
+        | {key: str(case[key]) for key in ("window", SPACING_KNOWN) if key in case},
         "prompts": [[prompt.name, prompt.text] for prompt in request.prompts],
         "formats": sorted(request.formats),
         "algorithm": [request.algorithm.name, request.algorithm.version, request.algorithm.weights_sha256],

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from boltzformer.errors import InputError
+from boltzformer.volumes.spacing import is_known
 
 OVERLAP = 0.25
 """Least share of a window that it has in common with the next."""
@@ -112,7 +113,7 @@ def canvas_of(
         the slice whole where its pixels on the grid lie within the range or their size is not known.
     """
     whole = (int(size[0]), int(size[1]))
-    if pixel_size_mm is None or not all(float(mm) > 0 for mm in spacing):
+    if pixel_size_mm is None or not is_known(*spacing):
         return Canvas(whole, whole)
     (height, rows), (width, columns) = (
         _along(pixels, float(mm), points, pixel_size_mm)

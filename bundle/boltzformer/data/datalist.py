@@ -11,6 +11,7 @@ from typing import Any
 from boltzformer.data.prompts import check_prompt
 from boltzformer.errors import InputError
 from boltzformer.volumes.modality import normal_modality
+from boltzformer.volumes.spacing import SPACING_KNOWN
 
 # Words in a dataset's name or description that tell the body part, as prompts word it. The first match wins.
 _BODY_PARTS = (
@@ -95,7 +96,7 @@ def read_item(
     if spacing not in (None, UNKNOWN):
         raise InputError(f'{where}: `spacing` may only be "unknown", found {spacing!r}; the files say what it is.')
     if spacing == UNKNOWN:
-        case["spacing_known"] = False
+        case[SPACING_KNOWN] = False
     return case
 
 

@@ -22,6 +22,7 @@ from boltzformer.errors import InputError
 from boltzformer.output_files import write_bytes
 from boltzformer.volumes.checks import check_pair, read_volume
 from boltzformer.volumes.names import case_name
+from boltzformer.volumes.spacing import has_spacing
 
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 _KEPT = ("patient", "modality", "body_part", "prompts", "annotated", "window")
@@ -121,7 +122,7 @@ def _item(case: Mapping[str, Any]) -> dict[str, Any]:
     """What a datalist says of a case, but for its files."""
     item: dict[str, Any] = {key: case[key] for key in _KEPT if key in case}
     item["labels"] = {str(value): name for value, name in case["objects"].items()}
-    return item | ({} if case.get("spacing_known", True) else {"spacing": "unknown"})
+    return item | ({} if has_spacing(case) else {"spacing": "unknown"})
 
 
 def unchanged(scan: Scan, number: int) -> Scan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from boltzformer.data.slice_cache import build_cache
 from boltzformer.data.windows import IntensityWindow, apply_window
 from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
+from boltzformer.volumes.spacing import has_spacing
 
 
 @dataclass(frozen=True)
@@ -330,8 +332,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
 def known_spacing(case: Mapping[str, Any], volume: CachedVolume) -> tuple[float, float]:
     """Mm along H and W; NaN where the case says that its spacing is not known."""
-    unknown = (float("nan"), float("nan"))
-    return volume.spacing[1:] if case.get("spacing_known", True) else unknown
+    return volume.spacing[1:] if has_spacing(case) else (math.nan, math.nan)
 
 
 def _limits(case: Mapping[str, Any], volume: CachedVolume, window: IntensityWindow) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from boltzformer.errors import InputError
 from boltzformer.inference.known_terms import says, terms_of
 from boltzformer.recipe import Recipe
+from boltzformer.volumes.spacing import is_known
 
 REACH = 3.0
 """Slices farther away than so many sigmas do not take part."""
@@ -83,7 +84,7 @@ def weights_of(sigma_mm: float, spacing_mm: float) -> list[float]:
         sigma_mm: of the Gaussian; 0 counts the slice alone.
         spacing_mm: distance of neighbouring slices; NaN where it is not known, which counts the slice alone.
     """
-    if not sigma_mm or not spacing_mm > 0:
+    if not sigma_mm or not is_known(spacing_mm):
         return [1.0]
     count = int(REACH * sigma_mm / spacing_mm + 1e-6)
     return [math.exp(-0.5 * (away * spacing_mm / sigma_mm) ** 2) for away in range(count + 1)]

@@ -24,7 +24,6 @@ from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.prompts import Prompt, make_prompts
 from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError
-from boltzformer.inference.canvas import KNOWN_SPACING
 from boltzformer.inference.known_terms import KnownTerms, known_terms_of
 from boltzformer.inference.load import LoadVolumed
 from boltzformer.inference.masks import check_prompt_count
@@ -33,6 +32,7 @@ from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.settings import check_keys
 from boltzformer.volumes.names import case_name
 from boltzformer.volumes.sources import has_affine, open_volume
+from boltzformer.volumes.spacing import SPACING_KNOWN
 from boltzformer.weights import load_weights
 
 BUNDLE_DIR = bundle_folder()
@@ -164,7 +164,7 @@ class Segmenter:
         volume = open_volume(image, affine, modality, body_part, self._uneven_spacing)
         known = spacing_known and (affine is not None or has_affine(image))
         item: dict[str, Any] = {"image": volume, "modality": volume.modality, "body_part": volume.body_part}
-        item |= {"window": window, KNOWN_SPACING: known}
+        item |= {"window": window, SPACING_KNOWN: known}
         try:
             item = dict(self.preprocessing(item))
         except RuntimeError as error:  # MONAI's Compose wraps whatever a transform raises

@@ -14,11 +14,9 @@ from boltzformer.data.canvas import OUTSIDE, Canvas, body_boxes, canvas_of
 from boltzformer.data.slice_transforms import resize_image
 from boltzformer.networks.boltzformer import Prediction
 from boltzformer.networks.hurried import Worth
+from boltzformer.volumes.spacing import is_known
 
 logger = logging.getLogger(__name__)
-
-KNOWN_SPACING = "spacing_known"
-"""Key of an item and of a volume's metadata; False where the voxel size in the file means nothing."""
 
 
 class BodyViews:
@@ -180,7 +178,7 @@ def on_canvas(
     """
     if pixel_size_mm is None:
         return network
-    if body_view and all(mm > 0 for mm in spacing):
+    if body_view and is_known(*spacing):
         made = OnBodies(network, spacing, pixel_size_mm)
         return earlier if isinstance(earlier, OnBodies) and earlier.sees_as(made) else made
     canvas = canvas_of(size, spacing, _grid(network), pixel_size_mm)
@@ -193,17 +191,6 @@ def on_canvas(
         *(*canvas.size, len(canvas.rows) * len(canvas.columns), *canvas.window),
     )
     return OnCanvas(network, canvas)
-
-
-def spacing_of(volume: Any) -> tuple[float, float, float]:
-    """Voxel size in mm along X, Y and Z; NaN where it is not known."""
-    known = getattr(volume, "meta", {}).get(KNOWN_SPACING, True)
-    affine = getattr(volume, "affine", None)
-    if affine is None or not bool(torch.as_tensor(known).all()):
-        return (float("nan"),) * 3
-    columns = torch.as_tensor(affine, dtype=torch.float64).reshape(-1, 4, 4)[0, :3, :3]
-    x, y, z = columns.norm(dim=0).tolist()
-    return x, y, z
 
 
 def _grid(network: Any) -> tuple[int, int]:

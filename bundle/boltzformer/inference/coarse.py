@@ -22,6 +22,7 @@ from boltzformer.errors import InputError
 from boltzformer.inference.existence import IMPROBABLE
 from boltzformer.inference.known_terms import says, terms_of
 from boltzformer.recipe import Recipe
+from boltzformer.volumes.spacing import is_known
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def step_of(distance_mm: float, spacing_mm: float) -> int:
         distance_mm: 0 or more.
         spacing_mm: distance of neighbouring slices; NaN where it is not known, which gives 1.
     """
-    return max(1, int(distance_mm / spacing_mm + 1e-6)) if spacing_mm > 0 else 1
+    return max(1, int(distance_mm / spacing_mm + 1e-6)) if is_known(spacing_mm) else 1
 
 
 def coarse_pass_of(recipe: Recipe, distance_mm: float | None = None) -> CoarsePass:

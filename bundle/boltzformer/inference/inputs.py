@@ -13,6 +13,7 @@ from boltzformer.volumes.dicom import survey_tree
 from boltzformer.volumes.dicom_headers import FolderContents
 from boltzformer.volumes.modality import normal_modality
 from boltzformer.volumes.names import case_name, volume_suffix
+from boltzformer.volumes.spacing import SPACING_KNOWN
 
 
 @dataclass
@@ -124,7 +125,7 @@ def _case(file: str | Path, modality: str = "", body_part: str = "") -> dict[str
 
 
 def _listed_case(item: dict[str, Any]) -> dict[str, Any]:
-    own: dict[str, Any] = {key: item[key] for key in ("window", "spacing_known") if key in item}
+    own: dict[str, Any] = {key: item[key] for key in ("window", SPACING_KNOWN) if key in item}
     return {**_case(item["image"], item["modality"], item["body_part"]), **own}
 
 

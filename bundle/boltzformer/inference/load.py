@@ -12,9 +12,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from monai.utils import MetaKeys, SpaceKeys
 
-from boltzformer.inference.canvas import KNOWN_SPACING
 from boltzformer.inference.slice_inferer import PROMPT_KEY
 from boltzformer.volumes.sources import open_volume
+from boltzformer.volumes.spacing import SPACING_KNOWN, has_spacing
 from boltzformer.volumes.volume import Volume
 
 
@@ -53,11 +53,10 @@ class LoadVolumed(MapTransform):
                 str(item.get("series_uid") or ""),
             )
             item["modality"], item["body_part"] = volume.modality, volume.body_part
-            known = bool(item.get(KNOWN_SPACING, True))
             item[key] = as_metatensor(volume)
             if item.get("prompt"):
                 item[key].meta[PROMPT_KEY] = item["prompt"]
-            item[key].meta[KNOWN_SPACING] = known
+            item[key].meta[SPACING_KNOWN] = has_spacing(item)
         return item
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from boltzformer.data.canvas import canvas_of, check_pixel_sizes
 from boltzformer.inference.canvas import BodyViews
+from boltzformer.volumes.spacing import is_known
 
 
 class SharedEncodingInferer(Inferer):
@@ -59,7 +60,7 @@ class SharedEncodingInferer(Inferer):
         parts = []
         for start, spacing in _runs(known_spacing):  # a batch comes from one case: one run
             rows = slice(start, start + len(spacing))
-            if self.body_view and bool((spacing > 0).all()):
+            if self.body_view and is_known(*spacing[0].tolist()):
                 seen = BodyViews(inputs[rows], spacing[0].tolist(), network.image_size, self.pixel_size_mm)
                 texts = [one for one, count in zip(text[rows], seen.counts, strict=True) for _ in range(count)]
                 parts.append(seen.joined(self._whole(seen.views, network, texts)))

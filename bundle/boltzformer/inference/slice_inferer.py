@@ -18,7 +18,7 @@ from boltzformer.data.prompts import Prompt, check_prompt, parse_prompts
 from boltzformer.data.windows import limits_of
 from boltzformer.errors import InputError
 from boltzformer.inference.agreement import Agreement
-from boltzformer.inference.canvas import SeenThrough, on_canvas, spacing_of
+from boltzformer.inference.canvas import SeenThrough, on_canvas
 from boltzformer.inference.coarse import CoarsePass, after_looks, first_looks
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, IMPROBABLE, ExistenceGate
 from boltzformer.inference.memory import measure_peak
@@ -27,6 +27,7 @@ from boltzformer.inference.slice_progress import SliceProgress
 from boltzformer.inference.slices import Found, Part, Slices, blocks_of
 from boltzformer.inference.workers import Workers, number_of_workers
 from boltzformer.networks.hurried import HurriedNetwork
+from boltzformer.volumes.spacing import spacing_of
 
 logger = logging.getLogger(__name__)
 

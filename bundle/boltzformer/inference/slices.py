@@ -15,6 +15,7 @@ from boltzformer.errors import InputError
 from boltzformer.inference.agreement import Neighbours
 from boltzformer.inference.existence import ExistenceGate
 from boltzformer.inference.workers import Workers
+from boltzformer.volumes.spacing import is_known
 
 BLANK_LOGIT = -16.0
 """Of a slice that is not computed; a probability of 1e-7."""
@@ -53,7 +54,7 @@ def blocks_of(spacing: Sequence[float], resolution_mm: float | None) -> tuple[in
     Returns:
         pixels along H and W.
     """
-    if resolution_mm is None or not all(mm > 0 for mm in spacing):
+    if resolution_mm is None or not is_known(*spacing):
         return (1, 1)
     height, width = (max(1, round(resolution_mm / mm)) for mm in spacing)
     return height, width

@@ -13,6 +13,7 @@ from boltzformer.data.slice_dataset import SliceDataset, known_spacing
 from boltzformer.data.wordings import WordingBook
 from boltzformer.recipe import DEFAULTS, Recipe, check_recipe, versions
 from boltzformer.recipe_network import record_definition
+from boltzformer.volumes.spacing import is_known
 
 
 def recipe_of_run(network: nn.Module, recipe: Recipe, dataset: SliceDataset, wordings: WordingBook) -> dict[str, Any]:
@@ -66,10 +67,10 @@ def _trained_on(dataset: SliceDataset, wordings: WordingBook) -> dict[str, Any]:
     def named(key: str) -> list[str]:
         return sorted({str(case[key]) for case in cases if case.get(key)})
 
-    pixels = [math.prod(known_spacing(*one)) ** 0.5 for one in zip(cases, dataset.volumes, strict=True)]
-    known_pixels = [mm for mm in pixels if mm > 0]  # NaN where the file's spacing means nothing
+    sides = [known_spacing(*one) for one in zip(cases, dataset.volumes, strict=True)]
+    pixels = [math.prod(both) ** 0.5 for both in sides if is_known(*both)]
     return {
-        **({"pixel_mm": round(statistics.median(known_pixels), 3)} if known_pixels else {}),
+        **({"pixel_mm": round(statistics.median(pixels), 3)} if pixels else {}),
         "datasets": named("dataset"),
         "cases": len(cases),
         "patients": len(named("patient")),

@@ -1,0 +1,44 @@
+"""Voxel sizes that may not be known: NaN stands in place of mm.
+
+A dataset may say that the voxel size in its files means nothing (`"spacing": "unknown"`); an array without an affine
+has none. Whatever counts in mm asks here first, and then leaves every slice as it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+SPACING_KNOWN = "spacing_known"
+"""Key of a case, of an item and of a volume's metadata; False where the voxel size in the file means nothing."""
+
+
+def has_spacing(said: Mapping[Any, Any]) -> bool:
+    """Whether the voxel size in a file means something.
+
+    Args:
+        said: a case, an item, or the metadata of a volume or of a batch of volumes, which holds one answer for each.
+    """
+    return bool(torch.as_tensor(said.get(SPACING_KNOWN, True)).all())
+
+
+def is_known(*sizes: float) -> bool:
+    """Whether sizes in mm are all known."""
+    return all(mm > 0 for mm in sizes)
+
+
+def spacing_of(volume: Any) -> tuple[float, float, float]:
+    """Voxel size in mm along X, Y and Z; NaN where it is not known.
+
+    Args:
+        volume: a `MetaTensor`, one volume or a batch of which the first counts; a plain tensor has no size.
+    """
+    affine = getattr(volume, "affine", None)
+    if affine is None or not has_spacing(getattr(volume, "meta", {})):
+        return math.nan, math.nan, math.nan
+    columns = torch.as_tensor(affine, dtype=torch.float64).reshape(-1, 4, 4)[0, :3, :3]
+    x, y, z = columns.norm(dim=0).tolist()
+    return x, y, z
