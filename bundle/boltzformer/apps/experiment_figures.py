@@ -15,10 +15,10 @@ from boltzformer.apps.bundle_config import network_and_slices, read_bundle
 from boltzformer.apps.experiment_definition import Table
 from boltzformer.apps.experiment_plan import Run
 from boltzformer.apps.experiment_runs import ROWS, is_finished
+from boltzformer.apps.mask_figure import ComparedSlice, mask_figure
 from boltzformer.data.case_prompts import case_name
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.errors import InputError
-from boltzformer.inference.mask_figure import ComparedSlice, mask_figure
 from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice
 from boltzformer.metrics.files import read_csv, write_text
 from boltzformer.metrics.measures.rows import Row, key_of, object_name

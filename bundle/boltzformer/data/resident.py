@@ -231,6 +231,7 @@ class ResidentSlices:
         # where the slice shrinks, means over blocks first: what lies between two samples must count too
         shrinks = max(max(c.move.window[0] / self.size[0], c.move.window[1] / self.size[1]) for c in choices)
         pictures = sampled(block_means(pictures, round(shrinks)), grid)
+        # of masks over half as many, for sampling averages two of them: together they cover about one new pixel
         coverage = sampled(block_means(coverage, math.ceil(shrinks / 2)), grid)
         return pictures, harden_box(coverage.flatten(0, 1)).view(coverage.shape)
 

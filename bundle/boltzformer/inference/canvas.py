@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,8 +68,8 @@ class BodyViews:
         return asked.repeat_interleave(torch.tensor(self.counts), dim=0)
 
 
-class SeenThrough(nn.Module):
-    """A `network` behind something that it looks through."""
+class SeenThrough(nn.Module, ABC):
+    """A `network` behind something through which it looks at slices."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -78,6 +79,28 @@ class SeenThrough(nn.Module):
     def encode_text(self, prompts: Sequence[str]) -> Any:
         """Of the network."""
         return self.network.encode_text(prompts)
+
+    @abstractmethod
+    def predict(
+        self,
+        image: Tensor,
+        prompts: Any,
+        seed: int | None = None,
+        asked: Tensor | None = None,
+        worth: Worth | None = None,
+    ) -> Prediction:
+        """As the network's; where a slice has several views, the surest says whether an object is there.
+
+        Args:
+            image: (B, C, h, w) in [0, 1].
+            prompts: P encoded prompts.
+            seed: see the network.
+            asked: see `HurriedNetwork.predict`; None for a network that does not take it.
+            worth: likewise.
+
+        Returns:
+            logits (B, P, h, w), `OUTSIDE` where no view looks; existence (B, P) where the network scores it.
+        """
 
 
 class OnBodies(SeenThrough):
@@ -106,7 +129,7 @@ class OnBodies(SeenThrough):
         asked: Tensor | None = None,
         worth: Worth | None = None,
     ) -> Prediction:
-        """As `OnCanvas.predict`; outside its view a slice has `OUTSIDE` for a logit."""
+        """See `SeenThrough`."""
         seen = BodyViews(image, self.spacing, _grid(self.network), self.pixel_size_mm)
         more = _for_views(len(seen.views) == len(image), None if asked is None else seen.of_each(asked), worth)
         found = self.network.predict(seen.views, prompts, seed, **more)
@@ -135,15 +158,7 @@ class OnCanvas(SeenThrough):
         asked: Tensor | None = None,
         worth: Worth | None = None,
     ) -> Prediction:
-        """As the network's; of several views the surest says whether an object is there.
-
-        Args:
-            image: (B, C, h, w) in [0, 1], of the canvas's size.
-            prompts: P encoded prompts.
-            seed: see the network.
-            asked: see `HurriedNetwork.predict`; None for a network that does not take it.
-            worth: likewise.
-        """
+        """See `SeenThrough`; slices of the canvas's size."""
         views = self.canvas.views(image)
         more = _for_views(len(views) == 1, asked, worth)
         found = [self.network.predict(view, prompts, seed, **more) for view in views]

@@ -212,13 +212,16 @@ class PromptedSliceInferer(SliceInferer):
         return self.coarse.steps(sentences, spacing_of(inputs)[self.spatial_dim])
 
     def _passes(self, slices: Tensor, steps: Sequence[int], found: Found) -> Iterator[Tensor]:
-        """Which prompt is asked for in which slice, bool (D, P): the first looks, then what they leave to search."""
+        """Which prompt is asked for in which slice, bool (D, P): the first looks, then what they leave to search.
+
+        Goes on only after the caller has put what the first pass found into `found`, from which the second follows.
+        """
         depth, prompts = found.existence.shape
         looks = first_looks(slices, steps, depth)
         yield looks[:, None].expand(depth, prompts)
         if bool(looks[slices].all()):
             return
-        scores = self.existence.probability(found.existence)  # those of the first looks are there by now
+        scores = self.existence.probability(found.existence)
         more = after_looks(slices, looks, scores, steps)
         pairs, done = len(slices) * prompts, int(looks.sum()) * prompts + int(more.sum())
         logger.info("%d of %d pairs of slice and prompt are computed; first looks rule the others out", done, pairs)
@@ -240,6 +243,7 @@ class PromptedSliceInferer(SliceInferer):
             return self._part(found, network, text, chosen, asked[chosen])
 
         key = (id(network), device, tuple(volume.voxels.shape[1:]), volume.blocks, len(text))
+        # the first batch of a kind tells how much memory one takes, so how many may be computed at once
         first = wanted[:0] if key in self._bytes_per_slice else wanted[: group or 1]
         if len(first):
             measured = workers.results(lambda one: measure_peak(lambda: predict(one), device), [first])
@@ -257,6 +261,7 @@ class PromptedSliceInferer(SliceInferer):
     def _part(self, found: Found, network: Any, text: Any, chosen: Tensor, asked: Tensor) -> Part:
         """What the network finds in some slices, in a worker's thread."""
         more: dict[str, Any] = {}
+        # slices around it may yet raise a score, so masks are kept that the gate alone would not let through
         keeps = self.existence.keeps if found.neighbours is None else self.existence.may_keep
         if isinstance(_without_canvas(network), HurriedNetwork):
             more = {"asked": asked, "worth": keeps if self.existence.threshold else None}

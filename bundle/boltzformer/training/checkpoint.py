@@ -265,7 +265,7 @@ class RunCheckpoint:
             for name, value in content["best"].items():
                 setattr(self.validator.state, name, (int if name.endswith("epoch") else float)(value))
         _set_position(engine, content["progress"]["iteration"])
-        restore_random_state(content["random"], engine.state.device)
+        restore_random_state(content["random"], engine.state.device)  # last: what is built above may draw
         logger.info(
             "resumed %s: epoch %d, step %d are done",
             path,
@@ -311,4 +311,5 @@ def _set_position(engine: Workflow, iteration: int) -> None:
     engine.state.epoch = iteration // engine.state.epoch_length
     steps_into_epoch = iteration % engine.state.epoch_length
     if steps_into_epoch:
+        # the engine begins the epoch anew, whose order depends on its number alone: skip what was seen
         engine.state.dataloader = SkippingLoader(cast(DataLoader, engine.data_loader), steps_into_epoch)

@@ -163,7 +163,7 @@ class _GatheredAttention(torch.autograd.Function):
                 weight = torch.addmm(bias[:, pairs], query, gathered.T).softmax(1)
                 torch.mm(weight, gathered, out=out)
                 if backward_follows:
-                    bias[:, pairs] = weight
+                    bias[:, pairs] = weight  # the position scores are done with; their memory keeps the weights
             ctx.sets.append(sets)
             weights.append(bias)
         ctx.save_for_backward(queries, rows, *weights)
@@ -173,7 +173,7 @@ class _GatheredAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_context: Tensor | None, grad_rows: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad_context is None:
+        if grad_context is None:  # nobody used the sums: what flows back is the later layers' share alone
             return None, None, None, grad_rows, None
         queries, rows, *weights = ctx.saved_tensors
         height, width = ctx.size

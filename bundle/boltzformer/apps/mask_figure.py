@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from boltzformer.inference.sampling_trace import outline, upright
+from boltzformer.metrics.measures.volumes import overlap_dice
 
 LEAST_SIDE = 64
 """Pixels that a picture shows at least along each axis, where the slice has them."""
@@ -22,7 +23,7 @@ class ComparedSlice:
 
     Attributes:
         image: (H, W) in [0, 1].
-        label: (H, W) bool.
+        label: (H, W) bool, of a slice that holds the object.
         masks: a network's name to its mask, (H, W) bool.
         prompt: what was looked for.
         place: where it comes from, for the caption.
@@ -55,7 +56,7 @@ def mask_figure(slices: Sequence[ComparedSlice]) -> Figure:
         outline(axes[1], one.label[window], "lime")
         for axis, name in zip(axes[2:], names, strict=True):
             mask = one.masks[name]
-            axis.set_title(f"{name}: {dice(mask, one.label):.2f}", fontsize=8)
+            axis.set_title(f"{name}: {overlap_dice(mask, one.label):.2f}", fontsize=8)
             outline(axis, one.label[window], "lime")
             outline(axis, mask[window], "orange")
     return figure
@@ -73,8 +74,3 @@ def close_up(label: np.ndarray) -> tuple[slice, slice]:
         start = min(max(0, (where[0] + where[-1] + 1 - side) // 2), length - side)
         sides.append(slice(int(start), int(start + side)))
     return sides[0], sides[1]
-
-
-def dice(mask: np.ndarray, label: np.ndarray) -> float:
-    """Dice of two masks of which one at least is not empty."""
-    return float(2 * (mask & label).sum() / max(int(mask.sum() + label.sum()), 1))
