@@ -120,8 +120,8 @@ def test_the_examples_of_the_data_page_are_read(example_files):
 def test_every_command_names_its_output_folder_alike():
     found = {
         name: option.opts
-        for name, one in get_command(cli.app).commands.items()  # type: ignore[attr-defined]
-        for option in one.params
+        for name in get_command(cli.app).commands  # type: ignore[attr-defined]
+        for option in cli.load(name).params
         if option.name in ("output_dir", "output") and option.param_type_name == "option"
     }
     assert {"segment", "train", "evaluate", "trace", "statistics", "evaluate-bundle"} <= set(found)
