@@ -147,6 +147,19 @@ def test_prompts_of_a_batch_do_not_meet(clip):
     assert torch.allclose(clip(prompts)[:1].tokens, alone, atol=1e-6)  # in training a batch is encoded together
 
 
+def test_together_prompts_are_what_each_is_alone_up_to_rounding(clip):
+    prompts = ["liver", "a small nodule in the left lung", "liver"]
+    alone, cached = clip(prompts), dict(clip._cache)
+    together = clip.together(prompts)
+    assert torch.allclose(together.tokens, alone.tokens, atol=1e-5)
+    assert (together.mask.tolist(), together.lengths) == (alone.mask.tolist(), alone.lengths)
+    assert not together.tokens.requires_grad
+    assert clip._cache.keys() == cached.keys()
+    assert all(clip._cache[prompt] is cached[prompt] for prompt in cached)  # masks are made from these
+    with pytest.raises(InputError, match="empty"):
+        clip.together(["liver", " "])
+
+
 def test_clip_tokens_are_those_of_the_towers_full_context(clip):
     with torch.no_grad():
         ids, mask = clip.tokenise(["left kidney in abdominal CT"])

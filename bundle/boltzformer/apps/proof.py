@@ -219,7 +219,7 @@ def prompts(
             recipe.objects,
             [text for name, texts in book.items() if name in known for text in texts],
             other_terms(others or configs / "other_terms.json"),
-            network.encode_text,
+            network.text_encoder.together,
         )
         if write:
             update_recipe(file, thresholds={THRESHOLD: found.threshold})

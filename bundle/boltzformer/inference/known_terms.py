@@ -80,7 +80,7 @@ class KnownTerms:
 
     Args:
         objects: each object's name to its wordings.
-        encode: prompts -> `TextFeatures`, such as a network's `encode_text`.
+        encode: prompts -> `TextFeatures`, such as a text encoder's `together`.
         threshold: distance above which a prompt is far.
     """
 
@@ -132,13 +132,10 @@ def core_of(prompt: str) -> str:
 
 def sentence_points(prompts: Sequence[str], encode: Callable[[Sequence[str]], Any]) -> Tensor:
     """Sentence embeddings of prompts' cores, (P, width) float32 of length 1, on the CPU."""
-    points = []
     with torch.no_grad():
-        for prompt in prompts:
-            features = encode([core_of(prompt)])
-            mean = features.tokens[0, : features.lengths[0]].float().mean(dim=0).cpu()
-            points.append(mean / mean.norm().clamp_min(1e-12))
-    return torch.stack(points)
+        features = encode([core_of(prompt) for prompt in prompts])
+        sums = features.tokens.float().sum(dim=1).cpu()  # of a mean's direction; padding is 0
+    return torch.nn.functional.normalize(sums, eps=1e-12)
 
 
 def known_terms_of(recipe: Recipe, network: Any) -> KnownTerms | None:
@@ -151,7 +148,7 @@ def known_terms_of(recipe: Recipe, network: Any) -> KnownTerms | None:
     threshold = recipe.threshold(THRESHOLD)
     if threshold is None or not recipe.objects:
         return None
-    return KnownTerms(recipe.objects, network.encode_text, threshold)
+    return KnownTerms(recipe.objects, network.text_encoder.together, threshold)
 
 
 def nearest_known(recipe: Recipe, network: Any, prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]] | None:

@@ -126,9 +126,22 @@ class TextEncoder(nn.Module, ABC):
         """
         check_prompts(prompts)
         if torch.is_grad_enabled() and not self.frozen:
-            return self._encode_with_gradient(prompts)
+            return self._encode_as_batch(prompts)
         with torch.no_grad():
             return _pad({prompt: self._cached(prompt) for prompt in dict.fromkeys(prompts)}, prompts)
+
+    @torch.no_grad()
+    def together(self, prompts: Sequence[str]) -> TextFeatures:
+        """Encode prompts in one batch, many times as fast as one by one.
+
+        A prompt's last bits depend on the others then: good for distances between prompts, not for masks.
+
+        Args:
+            prompts: see `forward`.
+        """
+        check_prompts(prompts)
+        with torch.autocast(next(self.parameters()).device.type, enabled=False):
+            return self._encode_as_batch(prompts)
 
     def train(self, mode: bool = True) -> TextEncoder:
         """As in torch, but a frozen encoder stays in evaluation."""
@@ -154,7 +167,7 @@ class TextEncoder(nn.Module, ABC):
                 self._cache[prompt] = self._embed_cut([prompt])[0]
         return self._cache[prompt]
 
-    def _encode_with_gradient(self, prompts: Sequence[str]) -> TextFeatures:
+    def _encode_as_batch(self, prompts: Sequence[str]) -> TextFeatures:
         unique = list(dict.fromkeys(prompts))
         return _pad(dict(zip(unique, self._embed_cut(unique), strict=True)), prompts)
 
