@@ -10,7 +10,8 @@ from boltzformer.errors import InputError
 from boltzformer.inference.agreement import Agreement, Neighbours, agreement_of, weights_of
 from boltzformer.inference.existence import IMPROBABLE, ExistenceGate
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
-from boltzformer.inference.slices import BLANK_LOGIT
+from boltzformer.inference.slices import BLANK_LOGIT, Found, Slices
+from boltzformer.inference.workers import Workers
 from boltzformer.recipe import Recipe
 from boltzformer.volumes.spacing import SPACING_KNOWN
 from monai.data import MetaTensor
@@ -25,6 +26,7 @@ ONE, TWO = (math.exp(-0.5 * (mm / SIGMA) ** 2) for mm in (3.0, 6.0))
 def test_slices_weigh_by_their_distance_in_mm():
     assert weights_of(SIGMA, SPACING) == pytest.approx([1.0, ONE, TWO])  # 9 mm is beyond three sigmas
     assert len(weights_of(SIGMA, 1.0)) == 1 + 7
+    assert len(weights_of(0.7, 0.7)) == 1 + 3, "3 * 0.7 / 0.7 is rounded to a little below 3"
     assert weights_of(SIGMA, 0.75)[4] == weights_of(SIGMA, 1.5)[2] == weights_of(SIGMA, SPACING)[1]
 
 
@@ -103,6 +105,19 @@ def test_masks_that_are_let_go_do_not_count():
     assert held.logits(0).flatten().tolist() == [3.0]
 
 
+def test_means_are_taken_on_the_pixels_of_training():
+    volume = Slices(torch.zeros(2, 5, 4), None, (2, 3))
+    logits = torch.randn(2, 1, *volume.size, generator=torch.Generator().manual_seed(1)).half()
+    found = Found.nothing(volume, 1, neighbours=Neighbours([1.0, 0.5], torch.tensor([True])))
+    everywhere = torch.ones(2, 1, dtype=torch.bool)
+    found.take(torch.arange(2), everywhere, found.part(logits.float(), everywhere, None))
+    with Workers.of(1) as workers:
+        found.agree(ExistenceGate(), workers)
+    p = logits.float().sigmoid()
+    means = torch.stack(((p[0] + 0.5 * p[1]) / 1.5, (p[1] + 0.5 * p[0]) / 1.5))
+    assert torch.allclose(found.logits.float(), volume.enlarged(torch.logit(means)), atol=0.01)
+
+
 @pytest.fixture(scope="module")
 def network():
     return small_network(**{"network_def#existence": True})
@@ -176,9 +191,13 @@ def test_bits_depend_neither_on_memory_nor_on_other_prompts(network, volume):
     assert torch.equal(both[:, 1:], one)
 
 
-def test_a_volume_with_a_prompt_that_stands_alone(network, volume):
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_volume_with_a_prompt_that_stands_alone(network, volume, gated):
     some = Agreement(SIGMA, frozenset({"aorta"}))
     settings = {"progress": False, "keep_logits": False}
+    if gated:
+        scores = PromptedSliceInferer(PROMPTS, **settings)(volume, network).meta["existence"][0]
+        settings["existence"] = ExistenceGate(float(scores[0].median()) + 1e-6)
     mixed, near, alone = (
         PromptedSliceInferer(PROMPTS, agreement=agreement, **settings)(volume, network).as_tensor()[0] > 0
         for agreement in (some, Agreement(SIGMA), Agreement())

@@ -180,6 +180,12 @@ def test_so_many_pixels_are_averaged_as_training_had_in_one(spacing, resolution,
     assert blocks_of(spacing, resolution) == blocks
 
 
+def test_a_block_that_the_border_cuts_keeps_its_place():
+    slices = Slices(torch.zeros(1, 6, 4), None, (4, 4))
+    found = slices.enlarged(torch.tensor([[[[0.0], [1.0]]]]))
+    assert found[0, 0, :, 0].tolist() == pytest.approx([0.0, 0.0, 0.125, 0.375, 0.625, 0.875])
+
+
 @pytest.mark.parametrize("body_view", [False, True])
 def test_a_finer_scan_is_seen_as_coarsely_as_in_training(network, body_view):
     coarse = _body(4.0)

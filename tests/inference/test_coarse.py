@@ -21,6 +21,8 @@ EVERY_4_MM = CoarsePass(4.0, frozenset({"liver", "aorta"}))
 def test_steps_follow_the_spacing_and_the_wording():
     assert EVERY_4_MM.steps(PROMPTS, 1.0) == [4, 1, 4]  # nobody measured what is lost of a small nodule
     assert EVERY_4_MM.steps(["outline the Liver in abdominal CT"], 1.3) == [3]
+    assert EVERY_4_MM.steps(["aorta"], 1.5) == [2], "no farther apart than asked for"
+    assert CoarsePass(3.3, EVERY_4_MM.terms).steps(["aorta"], 1.1) == [3], "3.3 / 1.1 is rounded to a little below 3"
     assert EVERY_4_MM.steps(["aorta"], 5.0) == EVERY_4_MM.steps(["aorta"], float("nan")) == [1]
     assert CoarsePass().steps(PROMPTS, 1.0) == [1, 1, 1]
 
@@ -101,6 +103,14 @@ def test_every_slice_where_the_gate_would_not_empty_them_or_groups_are_off(volum
     assert torch.equal(
         _segment(volume, network, EVERY_4_MM, **settings).as_tensor(), _segment(volume, network, None, **settings)
     )
+
+
+@pytest.mark.parametrize(("mm", "coarse"), [(9.0, None), (1.0, EVERY_4_MM)])
+def test_looks_are_as_far_apart_as_the_slices_axis_says(volume, network, mm, coarse):
+    affine = torch.diag(torch.tensor([mm, 10 - mm, 10 - mm, 1.0]))
+    turned = MetaTensor(volume.as_tensor().movedim(-1, 2), affine=affine)
+    found = _segment(turned, network, EVERY_4_MM, spatial_dim=0).as_tensor()
+    assert torch.equal(found.movedim(2, -1), _segment(volume, network, coarse).as_tensor())
 
 
 def test_without_a_known_spacing_every_slice_is_looked_at(volume, network):
