@@ -85,8 +85,8 @@ def main(
         found_cases = [case for name in sections for case in load_cases(data, name)][:limit]
         names = file_names(name for case in found_cases for name in case["objects"].values())
         segmenter = Segmenter.from_bundle(bundle, checkpoint, overlays, **values)
-        recipe = recipe_for(checkpoint or bundle / "models" / "model.pt", bundle)
-        book = wording_book_of(recipe, wording_book)
+        weights = checkpoint or bundle / "models" / "model.pt"
+        book = wording_book_of(recipe_for(weights, bundle), wording_book)
         settings = EvaluationSettings(TOLERANCES_MM, rule, segmenter.inferer.spatial_dim, absent_is_negative)
         folder = output_dir / "predictions"
         failures = predict(segmenter, found_cases, book, names, folder, entropy=decodings > 1)
@@ -95,7 +95,6 @@ def main(
             raise InputError(f"no case could be segmented; the first: {next(iter(failures.values()))}")
         cases = [LabelledCase.from_dict(case) for case in done]
         scored = PredictionFolder(folder, names)
-        weights = checkpoint or bundle / "models" / "model.pt"
         made_with = {f"existence_{name}": value for name, value in vars(segmenter.inferer.existence).items()}
         agreement = segmenter.inferer.agreement
         # None where it is the checkpoint's own, for some prompts
