@@ -15,7 +15,7 @@ from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.inference.slices import Slices, blocks_of
 from monai.data import MetaTensor
 
-from tests.support import BUNDLE, body, save_nifti
+from tests.support import BUNDLE, body, save_nifti, small_network
 
 PROMPTS = ["liver in abdominal CT", "a small nodule"]
 RANGE = [1.5, 2.0]  # mm of the grid's pixels; the network's grid has 64
@@ -124,19 +124,32 @@ def test_each_slice_is_seen_through_the_box_of_its_own_body(network, precision):
     assert not torch.equal(far[..., 0], found[..., 0])
 
 
-def test_evaluation_and_inference_see_the_same_bodies(network):
+@pytest.mark.parametrize(("sizes", "first", "second"), [(NEAR, 0, 1), ([0.5, 0.9], 2, 0)], ids=["one view", "several"])
+def test_evaluation_and_inference_see_the_same_bodies(network, sizes, first, second):
     volume = _body()
-    images = volume.as_tensor()[0].permute(3, 0, 1, 2)[[0, 0, 1, 3]]
+    images = volume.as_tensor()[0].permute(3, 0, 1, 2)[[first, first, second, 3]]
+    counts = BodyViews(images, (1.0, 1.0), network.image_size, tuple(sizes)).counts
+    assert counts == ([1, 1, 1, 1] if sizes is NEAR else [4, 4, 1, 1])
     text = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[1]]
     spacing = torch.tensor([[1.0, 1.0]] * 3 + [[torch.nan, torch.nan]])
     with torch.no_grad():
-        found = SharedEncodingInferer(NEAR, body_view=True)(images, network, text=text, known_spacing=spacing)
+        found = SharedEncodingInferer(sizes, body_view=True)(images, network, text=text, known_spacing=spacing)
         whole = SharedEncodingInferer()(images, network, text=text, known_spacing=spacing)
-    settings = {"pixel_size_mm": NEAR, "body_view": True, "precision": "plain"}
+    settings = {"pixel_size_mm": sizes, "body_view": True, "precision": "plain"}
     expected = PromptedSliceInferer(PROMPTS, **settings)(volume, network).as_tensor()
-    for row, (prompt, where) in enumerate([(0, 0), (1, 0), (0, 1)]):
+    for row, (prompt, where) in enumerate([(0, first), (1, first), (0, second)]):
         assert torch.equal(found[row, 0].half(), expected[0, prompt, ..., where])
     assert torch.equal(found[3], whole[3])
+
+
+@pytest.mark.parametrize("body_view", [False, True])
+def test_an_inferer_keeps_nothing_of_an_earlier_volume_or_network(network, body_view):
+    settings = {"pixel_size_mm": [0.5, 0.9], "body_view": body_view, "precision": "plain", "progress": False}
+    inferer, other = PromptedSliceInferer(PROMPTS, **settings), small_network(seed=7)
+    for mm, asked in ((1.0, network), (2.0, network), (2.0, other), (1.0, network)):
+        volume = _body(mm)[..., :2]
+        found = inferer(volume, asked).as_tensor()
+        assert torch.equal(found, PromptedSliceInferer(PROMPTS, **settings)(volume, asked).as_tensor())
 
 
 def test_without_a_spacing_or_a_range_the_body_is_not_looked_for(network):
