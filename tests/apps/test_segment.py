@@ -84,7 +84,7 @@ def test_json_is_one_object_a_case(segment, scans, tmp_path):
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(case["case"], case["status"]) for case in told] == [("a", "done"), ("b", "done")]
     assert all((tmp_path / "out" / name).is_file() for case in told for name in case["files"])
-    assert set(told[0]["findings"][0]) >= {"prompt", "found", "probability", "voxels", "millilitres", "lesions"}
+    assert set(told[0]["findings"][0]) >= {"prompt", "found", "probability", "voxels", "millilitres", "parts"}
 
 
 def test_a_bad_case_stops_no_other_and_the_next_start_does_only_what_is_missing(segment, scans, tmp_path):
@@ -201,7 +201,7 @@ def test_no_input_and_no_strangers_file_is_written_over(segment, scans, tmp_path
 )
 def test_a_damaged_record_is_refused_in_one_line(tmp_path, damage):
     finding = {"label": 1, "name": "a", "prompt": "a", "found": False, "probability": None, "voxels": 0}
-    entry = {"request": "0", "files": {"a.nii.gz": "0"}, "findings": [finding | {"millilitres": 0.0, "lesions": 0}]}
+    entry = {"request": "0", "files": {"a.nii.gz": "0"}, "findings": [finding | {"millilitres": 0.0, "parts": 0}]}
     content = {"boltzformer_record": 1, "cases": {"a": entry | {"seconds": 1.0}}}
     path = write_json(tmp_path / RECORD, content)
     assert BatchRecord(tmp_path).entries == content["cases"]
@@ -269,11 +269,11 @@ def test_measures_of_known_masks():
     grid = Grid(masks.shape[1:], np.diag([-2.0, 2.0, 5.0, 1.0]), "volume")
     existence = np.array([[0.1, 0.93], [0.2, 0.4], [0.0, 0.05]])
     found = measure(masks, [Prompt(name, name) for name in "abc"], grid, existence)
-    assert [(f.found, f.voxels, f.lesions, f.probability) for f in found] == [
+    assert [(f.found, f.voxels, f.parts, f.probability) for f in found] == [
         (True, 12, 2, 0.93),
         (True, 1, 1, 0.4),
         (False, 0, 0, 0.05),
     ]
     assert found[0].millilitres == pytest.approx(12 * 20 / 1000)
-    assert command._told(found[0]) == "found (probability 0.93), 0.24 ml, 2 lesions"
+    assert command._told(found[0]) == "found (probability 0.93), 0.24 ml, 2 parts"
     assert command._told(found[2]) == "not found (probability 0.05)"

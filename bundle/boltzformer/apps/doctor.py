@@ -140,8 +140,8 @@ def files_test() -> str:
     affine = nib.affines.from_matvec(np.diag([-1.0, -1.0, 2.0]), [12.0, -7.0, 40.0])
     volume = open_volume(mask[0].astype(np.int16), affine, modality="CT")
     (finding,) = measure(mask, [Prompt("cube", "cube")], Grid.of_volume(volume))
-    if (finding.millilitres, finding.lesions) != (2.0, 1):
-        raise ArithmeticError(f"a cube of 2 ml was measured as {finding.millilitres} ml in {finding.lesions} parts")
+    if (finding.millilitres, finding.parts) != (2.0, 1):
+        raise ArithmeticError(f"a cube of 2 ml was measured as {finding.millilitres} ml in {finding.parts} parts")
     made = SegmentedVolume("cube", volume, mask, (Segment("cube", "cube"),), Algorithm("self-test", "1"), mask[0])
     with tempfile.TemporaryDirectory() as folder:
         read = open_volume(save_as(made, "nifti", Path(folder))[0])

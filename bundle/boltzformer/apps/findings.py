@@ -1,4 +1,4 @@
-"""What a person wants to know of a mask: found or not, how large, how many lesions."""
+"""What a person wants to know of a mask: found or not, how large, in how many parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finding:
             where the network gives none.
         voxels: that were marked.
         millilitres: their volume.
-        lesions: connected parts (26 neighbours).
+        parts: connected ones (26 neighbours); the lesions, where each is apart.
         nearest_known: the nearest term that the network was trained on, see `Segmentation`; None where it is not known.
     """
 
@@ -38,7 +38,7 @@ class Finding:
     probability: float | None
     voxels: int
     millilitres: float
-    lesions: int
+    parts: int
     nearest_known: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Finding:
             TypeError: an entry is missing, is not known, or is of another kind.
         """
         made = cls(**content)
-        kinds = {"label": int, "name": str, "prompt": str, "found": bool, "voxels": int, "lesions": int}
+        kinds = {"label": int, "name": str, "prompt": str, "found": bool, "voxels": int, "parts": int}
         numbers = [made.millilitres, 0.0 if made.probability is None else made.probability]
         wrong = [name for name, kind in kinds.items() if type(getattr(made, name)) is not kind]
         if wrong or not all(type(number) in (int, float) for number in numbers):
@@ -85,7 +85,7 @@ def measure(
         mask = masks[index] > 0
         size = grid.volume_of(int(np.count_nonzero(mask)))
         box = bounding_box(mask)
-        lesions = 0 if box is None else find_components(mask[box])[1]
+        parts = 0 if box is None else find_components(mask[box])[1]
         probability = None if existence is None else round(float(np.max(existence[index])), 4)
         found.append(
             Finding(
@@ -96,7 +96,7 @@ def measure(
                 probability,
                 int(size["voxels"]),
                 float(size["millilitres"]),
-                lesions,
+                parts,
                 (nearest_known or {}).get(prompt.name),
             )
         )

@@ -72,7 +72,7 @@ def main(
 ) -> None:
     """Mark what the prompts name, in every volume, on the volume's own grid.
 
-    A line for each case and prompt tells whether it was found, its millilitres and lesions. Finished cases are skipped
+    A line for each case and prompt tells whether it was found, its millilitres and parts. Finished cases are skipped
     when the command is started again. Ends with code 0, 1 where some cases failed, or 2 where nothing could start.
     """
     with one_line_errors():
@@ -168,8 +168,8 @@ def _told(finding: Finding) -> str:
     far = f" [never trained; the nearest known term is {near['term']}]" if near.get("far") else ""
     if not finding.found:
         return f"not found{sure}{far}"
-    lesions = "1 lesion" if finding.lesions == 1 else f"{finding.lesions} lesions"
-    return f"found{sure}, {finding.millilitres:.3g} ml, {lesions}{far}"
+    parts = "1 part" if finding.parts == 1 else f"{finding.parts} parts"
+    return f"found{sure}, {finding.millilitres:.3g} ml, {parts}{far}"
 
 
 def _print_json(result: CaseResult) -> None:

@@ -152,7 +152,7 @@ function told(finding) {
   if (finding.found) {
     const ml = finding.millilitres;
     parts.push(`${ml >= 100 ? ml.toFixed(0) : ml.toPrecision(3)} ml`);
-    parts.push(finding.lesions === 1 ? "1 part" : `${finding.lesions} parts`);
+    parts.push(finding.parts === 1 ? "1 part" : `${finding.parts} parts`);
   } else {
     parts.push("not found");
   }
