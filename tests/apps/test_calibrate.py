@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from boltzformer.apps.calibrate import calibrate, coarse_distances, coarse_mm, main, settings_of
+from boltzformer.apps.calibrate import calibrate, coarse_distances, coarse_mm, main, settings_of, spacings
 from boltzformer.apps.publish import main as publish
 from boltzformer.errors import InputError
 from boltzformer.metrics.files import write_csv, write_json
@@ -120,6 +120,15 @@ def test_looks_are_as_near_as_half_of_what_loses_nothing():
     assert coarse_mm(small) == 0.0
     assert coarse_distances(_organ(26, 27), {"c": 4.0})[4.0] == 0  # every slice is looked at
     assert coarse_mm({4.0: 0, 6.0: 0, 8.0: 3, 10.0: 0}) == 3.0
+    emptied = [{**row, "shown": False} for row in _organ(26, 27)]
+    assert coarse_distances(emptied, {"c": 1.0})[4.0] == 0, "the gate has emptied what a coarse pass skips"
+
+
+def test_the_distance_of_slices_is_that_of_their_axis(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    affine = np.array([[0.0, -2, 0, 0], [0, 0, 3, 0], [5, 0, 0, 0], [0, 0, 0, 1]])  # stored as Z, X, Y
+    save_nifti(tmp_path / "predictions" / "c.nii.gz", np.zeros((2, 3, 4), np.uint8), affine)
+    assert [spacings(tmp_path, [{"case": "c"}], axis) for axis in range(3)] == [{"c": 2.0}, {"c": 3.0}, {"c": 5.0}]
 
 
 def test_published_weights_are_half_as_large_and_load_again(tmp_path, checkpoint):
