@@ -20,6 +20,7 @@ from boltzformer.apps.record import NAME as RECORD
 from boltzformer.apps.record import BatchRecord
 from boltzformer.data.prompts import Prompt, make_prompts
 from boltzformer.errors import InputError
+from boltzformer.inference.api import Segmenter
 from boltzformer.manifest import sha256_of
 from boltzformer.volumes.segmented import Algorithm
 from boltzformer.volumes.write import Grid
@@ -241,6 +242,21 @@ def test_nrrd_mha_and_a_json_list_are_read(segment, tmp_path):
         assert done.exit_code == 0, done.output
         assert sorted(json.loads(line)["case"] for line in done.stdout.splitlines()) == ["x", "y"]
     assert np.array_equal(load(tmp_path / "out_in" / "x.nii.gz"), load(tmp_path / "out_in" / "y.nii.gz"))
+
+
+def test_a_list_says_whose_voxel_size_means_nothing(segment, scans, tmp_path, monkeypatch):
+    told, whole = [], Segmenter.segment
+
+    def noting(self, *arguments, **settings):
+        told.append(settings["spacing_known"])
+        return whole(self, *arguments, **settings)
+
+    monkeypatch.setattr(Segmenter, "segment", noting)
+    first, second = str(scans / "a.nii.gz"), str(scans / "b.nii.gz")
+    for listed in ([{"image": first, "spacing": "unknown"}, second], [first, second]):
+        done = segment(write_json(tmp_path / "list.json", {"test": listed}), "liver", "-o", tmp_path / "out")
+        assert done.exit_code == 0, done.output
+    assert told == [False, True, True], "the first is done again, for what is said of it has changed"
 
 
 def test_a_kill_between_record_and_files_leaves_a_case_to_do_again(segment, scans, tmp_path, segmenter, monkeypatch):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from boltzformer.data.phantom import write_phantoms
 from boltzformer.errors import InputError
 from boltzformer.inference.inputs import find_volumes
+from boltzformer.inference.load import LoadVolumed
 from boltzformer.volumes.names import case_name
+from boltzformer.volumes.spacing import spacing_of
 
-from tests.support import body
+from tests.support import body, save_nifti, write_json
 from tests.volumes.test_dicom import write_series
 
 
@@ -37,6 +40,14 @@ def test_dataset_gives_its_held_out_images(tmp_path):
     cases = find_volumes(tmp_path / "set")
     assert [case["case"] for case in cases] == ["phantom_validation_000", "phantom_validation_001"]
     assert {case["modality"] for case in cases} == {"CT"}
+
+
+def test_a_voxel_size_that_means_nothing_is_not_known(tmp_path):
+    scan = str(save_nifti(tmp_path / "a.nii.gz", body(), np.diag([1.0, 2.0, 3.0, 1.0])))
+    listed = write_json(tmp_path / "list.json", {"test": [{"image": scan, "spacing": "unknown"}]})
+    unknown, known = (LoadVolumed("image")(find_volumes(source)[0])["image"] for source in (listed, scan))
+    assert spacing_of(known) == (1.0, 2.0, 3.0)
+    assert np.isnan(spacing_of(unknown)).all()
 
 
 def test_nothing_there(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import typer
 from boltzformer.apps.evaluate_bundle import main
+from boltzformer.inference.api import Segmenter
 from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.measures.cases import LabelledCase
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
@@ -76,6 +77,21 @@ def test_a_broken_image_costs_its_own_case(options, dataset, tmp_path):
     assert written["volumes"]["overall"]["n"] == 2
     assert [failure["case"] for failure in written["failures"]] == ["case_1.nii.gz"]
     assert "1 could not be scored" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_dataset_says_that_voxel_sizes_mean_nothing(options, dataset, tmp_path, monkeypatch):
+    told, whole = [], Segmenter.segment
+
+    def noting(self, *arguments, **settings):
+        told.append(settings["spacing_known"])
+        return whole(self, *arguments, **settings)
+
+    monkeypatch.setattr(Segmenter, "segment", noting)
+    content = json.loads((dataset / "dataset.json").read_text())
+    for entry in ({"spacing": "unknown"}, {}):
+        write_json(dataset / "dataset.json", {**content, **entry})
+        assert run(*options, "--output-dir", tmp_path / f"out{len(entry)}", "--limit", 1).exit_code == 0
+    assert told == [False, True]
 
 
 def test_a_key_of_the_config_can_be_set(options, tmp_path):
