@@ -74,6 +74,7 @@ def test_doctor_finds_this_installation_sound(shell):
     assert done.exit_code == 0, done.output
     assert told["torch"]["state"] == "ok"
     assert told["self-test, masks and files"]["state"] == "ok"
+    assert told["self-test, network"]["state"] == "ok"
 
 
 def test_doctors_self_tests_notice_a_fault(shell, monkeypatch, segmenter):
@@ -89,6 +90,16 @@ def test_doctors_self_tests_notice_a_fault(shell, monkeypatch, segmenter):
     with monkeypatch.context() as context:
         context.setattr(segmenter, "segment", drifting)
         with pytest.raises(ArithmeticError, match="other results"):
+            doctor.network_test(segmenter)
+
+    def empty(*arguments, **named):
+        result = usual(*arguments, **named)
+        result.item["logits"].fill_(-16)
+        return result
+
+    with monkeypatch.context() as context:
+        context.setattr(segmenter, "segment", empty)
+        with pytest.raises(ArithmeticError, match="one value everywhere"):
             doctor.network_test(segmenter)
     monkeypatch.setattr(doctor, "CUBE", 9)
     done = shell("doctor")

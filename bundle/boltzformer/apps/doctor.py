@@ -24,6 +24,7 @@ from boltzformer.apps.release import bundle_version, shipped_weights
 from boltzformer.data.prompts import Prompt
 from boltzformer.error_report import find_input_error
 from boltzformer.inference.api import Segmenter
+from boltzformer.inference.existence import ExistenceGate
 from boltzformer.inference.formats import save_as
 from boltzformer.volumes.segmented import Algorithm, Segment, SegmentedVolume
 from boltzformer.volumes.sources import open_volume
@@ -111,16 +112,18 @@ def network_test(segmenter: Segmenter) -> str:
     Raises:
         ArithmeticError: they are not.
     """
-    voxels = np.random.default_rng(0).integers(-200, 200, (64, 64, 4)).astype(np.int16)
+    voxels = np.random.default_rng(0).integers(-1000, 1000, (64, 64, 4)).astype(np.int16)
+    term = "lesion" if segmenter.known is None else segmenter.known.wordings[0][0]
     inferer = segmenter.inferer
-    usual, inferer.progress = inferer.memory_gb, False
+    usual, gate, inferer.progress = inferer.memory_gb, inferer.existence, False
+    inferer.existence = ExistenceGate()  # no object is in noise: empty masks would be the same whatever was computed
     results = []
     for memory_gb in (usual, usual, 1e-9):  # the last leaves room for one slice at a time
         inferer.memory_gb = memory_gb
-        results.append(segmenter.segment(voxels, "lesion", np.eye(4), modality="CT").item["logits"])
-    inferer.memory_gb = usual
-    if not torch.isfinite(results[0]).all():
-        raise ArithmeticError("the network gives values that are no numbers")
+        results.append(segmenter.segment(voxels, term, np.eye(4), modality="CT").item["logits"])
+    inferer.memory_gb, inferer.existence = usual, gate
+    if not torch.isfinite(results[0]).all() or bool((results[0] == results[0].flatten()[0]).all()):
+        raise ArithmeticError("the network gives values that are no numbers, or one value everywhere")
     if not all(torch.equal(results[0], other) for other in results[1:]):
         raise ArithmeticError("a slice gives other results in another batch, or the second time")
     return "a slice gives the same result twice and in any batch, bit for bit"
