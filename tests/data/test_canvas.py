@@ -178,3 +178,9 @@ def test_a_body_that_the_field_cuts_off_is_seen_as_what_it_is_part_of():
     assert inside.window[0] * 0.5 / 256 == pytest.approx(1.0, rel=0.1)
     wide = canvas_of((512, 512), (1.0, 1.0), GRID, (1.0, 2.75), (100, 0, 300, 512))
     assert wide.is_whole  # 512 mm are seen with large enough pixels as they are
+
+
+@pytest.mark.parametrize("mm", [542.0, 0.0005])
+def test_a_voxel_size_that_cannot_be_true_takes_no_memory(mm):
+    with pytest.raises(InputError, match="cannot be true"):
+        canvas_of((128, 128), (mm, mm), GRID, RANGE)

@@ -27,6 +27,8 @@ OUTSIDE = -30.0
 _BLOCKS = 64  # to a side, whose means show the body: 8 mm in a field of 50 cm, which a couch's thin shell does not fill
 _AIR = 0.05  # largest mean of a block without body; fat has 0.15 in the window of soft tissue
 _MARGIN = 0.04  # of the box on every side, as a share of it
+_LONGEST_SIDE = 1 << 14  # of a padded slice, in pixels: 1 GB of it; pixels would have 0.02 mm
+_MOST_PIXELS = 1 << 24  # of a slice's views on the grid, 256 of 256 x 256: a field of view of 8 m
 _TOLERANCE = 1e-3  # a pixel size that is this near to a limit, relative to it, is within
 
 
@@ -111,6 +113,9 @@ def canvas_of(
 
     Returns:
         the slice whole where its pixels on the grid lie within the range or their size is not known.
+
+    Raises:
+        InputError: a field of view so large, or pixels so small, that the voxel size must be wrong.
     """
     whole = (int(size[0]), int(size[1]))
     if pixel_size_mm is None or not is_known(*spacing):
@@ -119,6 +124,12 @@ def canvas_of(
         _along(pixels, float(mm), points, pixel_size_mm)
         for pixels, mm, points in zip(whole, spacing, grid, strict=True)
     )
+    if max(height, width) > _LONGEST_SIDE or len(rows) * len(columns) * grid[0] * grid[1] > _MOST_PIXELS:
+        raise InputError(
+            f"slices of {whole[0]} x {whole[1]} pixels of {float(spacing[0]):g} x {float(spacing[1]):g} mm: the voxel "
+            'size in the file cannot be true; correct it, or say that it means nothing (`"spacing": "unknown"` in a '
+            "datalist, `spacing_known=False` in Python)."
+        )
     seen = Canvas(whole, (height, width), rows, columns)
     return seen if body is None else _nearer(seen, spacing, grid, pixel_size_mm, body, loosely)
 
