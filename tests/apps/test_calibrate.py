@@ -74,7 +74,7 @@ def checkpoint(tmp_path):
     return tmp_path / "model.pt"
 
 
-def test_numbers_go_into_the_recipe(tmp_path, checkpoint):
+def test_numbers_go_into_the_recipe(tmp_path, checkpoint, capsys):
     write_csv(tmp_path / "slices.csv", _rows(1.5))
     for told in ({}, {"existence_threshold": 0.4, "existence_temperature": 1.0}):
         write_json(tmp_path / "manifest.json", {"settings": told})
@@ -95,6 +95,14 @@ def test_numbers_go_into_the_recipe(tmp_path, checkpoint):
     assert thresholds["existence_temperature"] == pytest.approx(3.0, rel=0.1)  # of scores made with 2
     assert 0 < thresholds["existence"] < 1
     assert read_recipe(checkpoint)["agreement"] == {"mm": 1.5, "objects": ["o"]}
+    others = {"existence_threshold": 0.0, "existence_temperature": 2.0, "network_sha256": "0" * 64}
+    write_json(tmp_path / "manifest.json", {"settings": others})
+    before = checkpoint.read_bytes()
+    with pytest.raises(typer.Exit):
+        main(tmp_path, checkpoint, None, specificity=0.5)
+    assert "was made with other weights" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == before
+    told["network_sha256"] = read_recipe(checkpoint)["sha256"]
     write_json(tmp_path / "manifest.json", {"settings": {**told, "existence_threshold": 0.0, "agreement_mm": None}})
     main(tmp_path, checkpoint, None, specificity=0.5)
     assert read_recipe(checkpoint)["agreement"] == {"mm": 1.5, "objects": ["o"]}, "the checkpoint's own stays"
@@ -141,6 +149,13 @@ def test_published_weights_are_half_as_large_and_load_again(tmp_path, checkpoint
     again = small_network(seed=3, **{"network_def#existence": True})
     load_weights(again, tmp_path / "small.pt")
     assert next(again.parameters()).dtype == torch.float32
+
+
+def test_of_a_trainings_state_the_network_is_published(tmp_path, checkpoint):
+    state = {"network": read_checkpoint(checkpoint), "epoch": 3}
+    save_atomically(state, tmp_path / "last.pt", read_recipe(checkpoint))
+    publish(tmp_path / "last.pt", tmp_path / "small.pt")
+    load_weights(small_network(**{"network_def#existence": True}), tmp_path / "small.pt")
 
 
 def test_a_new_part_may_be_absent_and_nothing_else(tmp_path):

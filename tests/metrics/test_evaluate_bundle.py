@@ -115,3 +115,33 @@ def test_wrong_weights_are_one_line(options, tmp_path):
     assert done.exit_code == 2
     assert "nowhere.pt" in done.stderr
     assert isinstance(done.exception, SystemExit)
+
+
+def test_images_of_one_name_are_told_apart_by_their_labels(options, dataset, tmp_path):
+    items = []
+    for number in (1, 2):
+        (dataset / f"p{number}").mkdir()
+        image = (dataset / "images" / f"case_{number}.nii.gz").rename(dataset / f"p{number}" / "ct.nii.gz")
+        items.append({"image": str(image), "label": f"labels/case_{number}.nii.gz", "patient": f"p{number}"})
+    content = {"name": "set", "modality": "CT", "labels": OBJECTS}
+    write_json(dataset / "dataset.json", {**content, "validation": items})
+    done = run(*options, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    written = sorted(path.name for path in (tmp_path / "out" / "predictions").glob("*.nii.gz"))
+    assert written == ["case_1.nii.gz", "case_2.nii.gz"]
+    for item in items:  # labels of one name too: nothing is segmented before that is said
+        label = (dataset / item["label"]).rename(Path(item["image"]).with_name("label.nii.gz"))
+        item["label"] = str(label)
+    write_json(dataset / "dataset.json", {**content, "validation": items})
+    done = run(*options, "--output-dir", tmp_path / "other")
+    assert done.exit_code == 2
+    assert "share the name ct" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_list_without_labels_cannot_be_scored(options, dataset, tmp_path):
+    content = {"name": "set", "modality": "CT", "labels": OBJECTS, "test": ["images/case_1.nii.gz"]}
+    write_json(dataset / "dataset.json", content)
+    done = run(*options, "--output-dir", tmp_path / "out", "--section", "test")
+    assert done.exit_code == 2
+    assert "case_1.nii.gz: is listed without a label" in done.stderr

@@ -44,6 +44,11 @@ def main(
             raise InputError(f"{checkpoint}: carries no recipe to write into; train it with this bundle")
         rows = read_rows(report / "slices.csv")
         told = settings_of(report)
+        if told.get("network_sha256", recipe["sha256"]) != recipe["sha256"]:
+            raise InputError(
+                f"{report}: was made with other weights than {checkpoint}; evaluate these (boltzformer evaluate-bundle "
+                f"--checkpoint {checkpoint} ...), or name those."
+            )
         numbers, scored = calibrate(rows, float(told["existence_temperature"] or 1.0), specificity)
         looks = coarse_distances(scored, spacings(report, rows, recipe["input"]["axis"]))
         distance = coarse_mm(looks)

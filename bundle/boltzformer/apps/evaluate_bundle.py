@@ -23,6 +23,7 @@ from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.ensemble import SaveEntropy
+from boltzformer.metrics.evaluation import told_apart
 from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
 from boltzformer.metrics.measures.catalogue import TOLERANCES_MM
 from boltzformer.metrics.measures.lesions import LesionRule
@@ -83,19 +84,20 @@ def main(
         data = dataset_or_phantoms(None if dataset_dir is None else str(dataset_dir), str(bundle / "runs" / "phantoms"))
         sections = ("training", "validation") if section == "all" else (section,)
         found_cases = [case for name in sections for case in load_cases(data, name)][:limit]
+        labelled = told_apart([LabelledCase.from_dict(case) for case in found_cases])
         names = file_names(name for case in found_cases for name in case["objects"].values())
         segmenter = Segmenter.from_bundle(bundle, checkpoint, overlays, **values)
         weights = checkpoint or bundle / "models" / "model.pt"
         book = wording_book_of(recipe_for(weights, bundle), wording_book)
         settings = EvaluationSettings(TOLERANCES_MM, rule, segmenter.inferer.spatial_dim, absent_is_negative)
         folder = output_dir / "predictions"
-        failures = predict(segmenter, found_cases, book, names, folder, entropy=decodings > 1)
-        done = [case for case in found_cases if case["image"] not in failures]
-        if not done:
+        failures = predict(segmenter, found_cases, labelled, book, names, folder, entropy=decodings > 1)
+        cases = [one for one, case in zip(labelled, found_cases, strict=True) if case["image"] not in failures]
+        if not cases:
             raise InputError(f"no case could be segmented; the first: {next(iter(failures.values()))}")
-        cases = [LabelledCase.from_dict(case) for case in done]
         scored = PredictionFolder(folder, names)
         made_with = {f"existence_{name}": value for name, value in vars(segmenter.inferer.existence).items()}
+        made_with["network_sha256"] = recipe.sha256
         agreement = segmenter.inferer.agreement
         # None where it is the checkpoint's own, for some prompts
         made_with["agreement_mm"] = agreement.sigma_mm if agreement.terms is None else None
@@ -132,6 +134,7 @@ def read_values(settings: Sequence[str], bundle: Path, overlays: list[str]) -> d
 def predict(
     segmenter: Segmenter,
     cases: list[dict[str, Any]],
+    labelled: Sequence[LabelledCase],
     book: WordingBook,
     names: dict[str, str],
     folder: Path,
@@ -141,7 +144,7 @@ def predict(
     failures = {}
     with Progress(transient=True) as progress:
         task = progress.add_task("segmenting", total=len(cases))
-        for case in cases:
+        for case, named in zip(cases, labelled, strict=True):
             wanted = [
                 Prompt(book.for_case(case, value)[0], names[name]) for value, name in sorted(case["objects"].items())
             ]
@@ -154,9 +157,9 @@ def predict(
                     window=case.get("window"),
                     spacing_known=has_spacing(case),
                 )
-                result.save(folder, probability=True)
+                result.save(folder, probability=True, case=named.name)
                 if entropy:
-                    SaveEntropy(folder, wanted).save(result.item, Grid.of_volume(result.source), result.case)
+                    SaveEntropy(folder, wanted).save(result.item, Grid.of_volume(result.source), named.name)
             except InputError as error:
                 failures[case["image"]] = str(error)
             progress.advance(task)

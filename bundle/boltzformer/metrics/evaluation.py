@@ -42,15 +42,9 @@ def evaluate_folder(
         InputError: where there is no case, or two cases share a name.
     """
     settings = settings or EvaluationSettings()
-    names = Counter(case.name for case in cases)
     if not cases:
         raise InputError("there is no labelled case to evaluate")
-    repeated = [name for name, count in names.items() if count > 1]
-    if repeated and len({case.names[0] for case in cases}) == len(cases):
-        # images of one name in folders of their own (pt_1/ct.nii.gz): only the labels tell the cases apart
-        cases, repeated = [replace(case, name=case.names[0]) for case in cases], []
-    if repeated:
-        raise InputError(f"two label maps share the name {repeated[0]}: evaluate their folders one by one")
+    cases = told_apart(cases)
     evaluation = Evaluation(settings, len(cases))
     score = partial(evaluate_case, predictions=predictions, settings=settings, read=read)
     for result in _map(score, cases, workers):
@@ -62,6 +56,26 @@ def evaluate_folder(
         evaluation.failures.append({"case": "", "object": "", "error": message})
     evaluation.summary = summarise(evaluation)
     return evaluation
+
+
+def told_apart(cases: Sequence[LabelledCase]) -> Sequence[LabelledCase]:
+    """Cases whose names differ: after their images, or after their labels where images share a name.
+
+    Images of one name lie in folders of their own (pt_1/ct.nii.gz); then only the labels tell the cases apart.
+
+    Raises:
+        InputError: two cases share a name.
+    """
+    repeated = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    if not repeated:
+        return cases
+    if len({case.names[0] for case in cases}) == len(cases):
+        return [replace(case, name=case.names[0]) for case in cases]
+    first, second = [case.image or case.label for case in cases if case.name == repeated[0]][:2]
+    raise InputError(
+        f"{first} and {second} share the name {repeated[0]}, and not all label maps have names of their own: rename "
+        "them, or evaluate one at a time."
+    )
 
 
 def _map(

@@ -58,7 +58,16 @@ class LabelledCase:
 
     @classmethod
     def from_dict(cls, case: Mapping[str, Any]) -> LabelledCase:
-        """From a case of a datalist: `label`, `objects`, `dataset`, `patient`, where known `image` and `annotated`."""
+        """From a case of a datalist: `label`, `objects`, `dataset`, `patient`, where known `image` and `annotated`.
+
+        Raises:
+            InputError: it has no label.
+        """
+        if "label" not in case:
+            raise InputError(
+                f"{case['image']}: is listed without a label, so nothing can be scored; add `label` to its item, or "
+                "choose another list with --section."
+            )
         return cls(
             label=Path(case["label"]),
             objects=dict(case["objects"]),
