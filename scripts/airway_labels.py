@@ -16,9 +16,13 @@ from scipy import ndimage
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "bundle")]
 
+from boltzformer.apps.console import one_line_errors
 from boltzformer.data.cases import load_cases
 from boltzformer.data.derived import read_scan
+from boltzformer.errors import InputError
 from boltzformer.metrics.files import write_json
+from boltzformer.output_files import check_target
+from boltzformer.volumes.names import case_name
 
 BODY_HU, AIR_HU = -300, -400
 LARGEST_MM2 = 1200.0
@@ -72,13 +76,36 @@ def main(
     validate: Annotated[int, typer.Option(min=1, help="Scans after these that choose the weights.")] = 3,
 ) -> None:
     """Label the airway in the validation scans; datalists of it and of the organs, with the last scans left out."""
-    cases = load_cases(dataset, "validation")
-    (output / "labels").mkdir(parents=True, exist_ok=True)
+    with one_line_errors():
+        cases = load_cases(dataset, "validation")
+        paths = label_files(cases, output / "labels")
+        if len(cases) <= train + validate:
+            raise InputError(f"{dataset}: {len(cases)} scans leave none out; lower --train or --validate.")
+        write_labels(cases, paths, output, train, validate)
+    print(f"{len(cases)} scans labelled: {output}")
+
+
+def label_files(cases: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """Where each case's label goes.
+
+    Raises:
+        InputError: two would be one file, or one would take an input's place.
+    """
+    paths = [folder / f"{case_name(case['label'])}.nii.gz" for case in cases]
+    for number, (path, case) in enumerate(zip(paths, cases, strict=True)):
+        if path in paths[:number]:
+            raise InputError(f"{case['label']}: another label has this name; rename one of them.")
+        check_target(path, [case[key] for case in cases for key in ("image", "label")])
+    return paths
+
+
+def write_labels(cases: list[dict[str, Any]], paths: list[Path], output: Path, train: int, validate: int) -> None:
+    """Write the labels, and the datalists of them and of the organs."""
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
     items: dict[str, list[dict[str, str]]] = {"airway": [], "organs": []}
-    for case in cases:
+    for case, path in zip(cases, paths, strict=True):
         scan = read_scan(case)
         label = airway(scan.image, nib.affines.voxel_sizes(scan.affine))
-        path = output / "labels" / Path(case["label"]).name
         nib.save(on_grid_of(case["image"], nib.Nifti1Image(label, scan.affine)), path)
         full = {key: str(Path(case[key]).resolve()) for key in ("image", "label")}
         items["organs"].append(full)
@@ -90,7 +117,6 @@ def main(
         left = {"training": [], "validation": items[name][train + validate :]}
         for file, part in ((name, lists), (f"{name}_left_out", left)):
             write_json(output / f"{file}.json", {"name": file, **rest, **part})
-    print(f"{len(cases)} scans labelled: {output}")
 
 
 if __name__ == "__main__":

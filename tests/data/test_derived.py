@@ -146,3 +146,28 @@ def test_a_spacing_that_is_a_number_is_refused(dataset, tmp_path):
     write_json(tmp_path / "bad.json", {"training": [item]})
     with pytest.raises(InputError, match='`spacing` may only be "unknown"'):
         load_cases(tmp_path / "bad.json", "training", validation_share=0)
+
+
+def test_numbers_between_0_and_1_outlast_resampling():
+    scan = _scan()
+    share = ((scan.image - scan.image.min()) / np.ptp(scan.image)).astype(np.float32)
+    made = resampled(2.0)(Scan(share, scan.label, scan.affine, scan.objects), 0)
+    assert abs(float(made.image.mean()) - float(share.mean())) < 0.01
+    large = Scan((scan.image.astype(np.int32) + 40000).astype(np.uint16), scan.label, scan.affine, scan.objects)
+    assert resampled(2.0)(large, 0).image.min() > 39000
+
+
+def test_derived_scans_take_each_others_place_nowhere(tmp_path):
+    items = []
+    for number in (1, 2):
+        scan = _scan()
+        (tmp_path / f"p{number}").mkdir()
+        for key, array in (("image", scan.image.astype(np.int64)), ("label", scan.label)):
+            nib.save(nib.Nifti1Image(array, AFFINE, dtype=array.dtype), tmp_path / f"p{number}" / f"{key}.nii.gz")
+        items.append({key: f"p{number}/{key}.nii.gz" for key in ("image", "label")} | {"patient": f"p{number}"})
+    content = {"name": "set", "modality": "CT", "labels": {str(v): n for v, n in OBJECTS.items()}}
+    cases = load_cases(write_json(tmp_path / "cases.json", {**content, "validation": items}), "validation")
+    with pytest.raises(InputError, match=r"p1/image.nii.gz and .*p2/image.nii.gz would be written to one file"):
+        write_derived(cases, unchanged, tmp_path / "both")
+    (made,) = load_cases(write_derived(cases[:1], unchanged, tmp_path / "one"), "validation")
+    assert np.array_equal(read_scan(made).image, _scan().image)

@@ -204,3 +204,16 @@ def test_airway_is_air_inside_the_body_but_no_lung(tmp_path):
         used = [load_cases(tmp_path / "made" / f"{name}.json", part) for part in ("training", "validation")]
         used.append(load_cases(tmp_path / "made" / f"{name}_left_out.json", "validation"))
         assert [Path(case["image"]).name for part in used for case in part] == [item["image"] for item in items]
+    few = run(airway_labels.main, tmp_path / "dataset.json", tmp_path / "made", "--train", 2, "--validate", 1)
+    assert few.exit_code == 2
+    assert "leave none out" in few.output
+    (tmp_path / "labels").mkdir()
+    for item in items:
+        organs = (tmp_path / item["label"]).rename(tmp_path / "labels" / item["label"])
+        item["label"] = str(organs.relative_to(tmp_path))
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    before = organs.read_bytes()
+    over = run(airway_labels.main, tmp_path / "dataset.json", tmp_path, "--train", 1, "--validate", 1)
+    assert over.exit_code == 2
+    assert "is an input" in over.output
+    assert organs.read_bytes() == before

@@ -39,6 +39,7 @@ from boltzformer.inference.known_terms import THRESHOLD
 from boltzformer.inference.prompt_distances import measure_distances
 from boltzformer.json_file import read_json
 from boltzformer.metrics.files import write_json
+from boltzformer.metrics.measures.cases import LabelledCase
 from boltzformer.metrics.measures.volumes import overlap_dice
 from boltzformer.recipe import recipe_for, update_recipe
 from boltzformer.recipe_network import build_network
@@ -314,7 +315,10 @@ def _derive_and_evaluate(
 
 
 def _cases(dataset: Path, section: str, limit: int | None) -> list[dict[str, Any]]:
-    return load_cases(dataset, section)[:limit]
+    cases = load_cases(dataset, section)[:limit]
+    for case in cases:
+        LabelledCase.from_dict(case)  # refuses one without a label
+    return cases
 
 
 def _weights(weights: Path | None) -> Path:

@@ -82,8 +82,14 @@ def write_derived(cases: Sequence[Mapping[str, Any]], change: Change, folder: Pa
         the folder.
 
     Raises:
-        InputError: a case cannot be read, or the folder holds something else.
+        InputError: a case cannot be read, two have one name, or the folder holds something else.
     """
+    named: dict[str, str] = {}
+    for case in cases:
+        name = case_name(case["image"]).casefold()
+        if name in named:
+            raise InputError(f"{named[name]} and {case['image']} would be written to one file; rename one of them.")
+        named[name] = case["image"]
     if folder.exists() and not (folder / "derived").is_file():
         raise InputError(f"{folder}: exists and holds no derived dataset; name another output folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +102,7 @@ def write_derived(cases: Sequence[Mapping[str, Any]], change: Change, folder: Pa
             for key, array in (("image", made.image), ("label", made.label)):
                 item[key] = f"{key}s/{case_name(case['image'])}.nii.gz"
                 (new / f"{key}s").mkdir(exist_ok=True)
-                nifti = nib.Nifti1Image(np.ascontiguousarray(array), made.affine)
+                nifti = nib.Nifti1Image(np.ascontiguousarray(array), made.affine, dtype=array.dtype)
                 nifti.header.set_xyzt_units("mm")
                 nib.save(nifti, new / item[key])
             items.append(item)
@@ -161,8 +167,10 @@ def resampled(mm: float) -> Change:
         rows, columns = (((np.arange(size) + 0.5) * f).astype(int) for size, f in zip(sizes, factors, strict=True))
         step = np.diag([*factors, 1.0, 1.0])
         step[:2, 3] = [(factor - 1) / 2 for factor in factors]  # pixels' outer edges stay where they are
-        whole = np.rint(image[0].permute(1, 2, 0).numpy()).astype(np.int16)
-        return Scan(whole, scan.label[rows][:, columns], scan.affine @ step, scan.objects)
+        made = image[0].permute(1, 2, 0).numpy()
+        if scan.image.dtype.kind != "f":  # whole numbers stay whole
+            made = np.rint(made).astype(scan.image.dtype)
+        return Scan(made, scan.label[rows][:, columns], scan.affine @ step, scan.objects)
 
     return change
 
