@@ -121,6 +121,22 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def check_apart(folder: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Refuse an output folder in which results would lie among inputs, to be taken for inputs the next time.
+
+    Args:
+        folder: of the results, which is there.
+        inputs: files, or folders of DICOM series.
+
+    Raises:
+        InputError: an input lies directly in the folder, or is the folder.
+    """
+    for source in map(Path, inputs):
+        places = {source.parent, source} if source.is_dir() else {source.parent}
+        if any(_same_file(Path(folder), place) for place in places):
+            raise InputError(f"{folder}: holds the input {source}; name an output_dir of its own.")
+
+
 def remove_drafts(folder: Path) -> None:
     """Remove the drafts that killed processes of this machine left in a folder and in its folders."""
     for draft in [*folder.glob(f".*{DRAFT_SUFFIX}"), *folder.glob(f"*/.*{DRAFT_SUFFIX}")]:

@@ -155,6 +155,7 @@ def test_a_prompt_is_never_evaluated(segment, scans, tmp_path):
         (["{scan}", "liver", "--modality", "$1"], "modality"),
         (["{scan}", "liver", "--precision", "half"], "precision is 'half'"),
         (["{scan}", "liver", "--weights", "none.pt"], "none.pt"),
+        (["{scan}", "liver", "--overlay", "none.json"], "none.json: no such overlay"),
     ],
 )
 def test_what_cannot_start_is_one_line_and_code_2(shell, scans, tmp_path, weights, arguments, said):
@@ -178,8 +179,10 @@ def test_weights_of_another_network_start_nothing(shell, scans, tmp_path, overla
 def test_no_input_and_no_strangers_file_is_written_over(segment, scans, tmp_path):
     before = (scans / "a.nii.gz").read_bytes()
     done = segment(scans / "a.nii.gz", "liver", "-o", scans)
-    assert done.exit_code == 1
+    assert done.exit_code == 2
+    assert "holds the input" in done.output
     assert (scans / "a.nii.gz").read_bytes() == before
+    assert sorted(path.name for path in scans.iterdir()) == ["a.nii.gz", "b.nii.gz"]  # nothing lies among the inputs
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.seg.nrrd").write_text("drawn by hand")
     done = segment(scans / "a.nii.gz", "liver", "-o", tmp_path / "out", "-f", "seg.nrrd")

@@ -57,6 +57,7 @@ def test_relative_overlay_and_override(weights, tmp_path):
         (body(), "", "prompt is empty"),
         (body(), [], "holds no prompt"),
         (body(), ["liver", "Liver"], "occurs twice"),
+        (body(), {"mask": "liver"}, "list of texts"),
         (np.full((4, 4, 4), np.nan), "nodule", "the array"),
         (np.zeros((4, 4)), "nodule", "3 dimensions"),
     ],

@@ -53,6 +53,15 @@ def test_a_tensor_gives_a_tensor(segmenter, array, expected):
     assert np.array_equal(mask.numpy(), expected)
 
 
+def test_a_simpleitk_image_with_a_fourth_axis_gives_one(segmenter, array, expected):
+    given = sitk.GetImageFromArray(array.transpose(2, 1, 0))
+    given.SetSpacing((1.0, 1.0, 3.0))
+    given = sitk.JoinSeries([given])
+    mask = segmenter.segment(given, "liver").masks["liver"]
+    assert mask.GetSize() == given.GetSize()
+    assert np.array_equal(sitk.GetArrayFromImage(mask)[0].transpose(2, 1, 0), expected)
+
+
 def test_a_simpleitk_image_gives_one(segmenter, array, expected):
     given = sitk.GetImageFromArray(array.transpose(2, 1, 0))
     given.SetSpacing((1.0, 1.0, 3.0))

@@ -13,7 +13,7 @@ from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.shared_encoding import SharedEncodingInferer
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.inference.slice_progress import SliceProgress
-from boltzformer.inference.slices import BLANK_LOGIT, ranks_of
+from boltzformer.inference.slices import BLANK_LOGIT, Found, ranks_of
 from boltzformer.networks.hurried import HurriedNetwork
 from monai.data import MetaTensor, list_data_collate
 
@@ -93,6 +93,19 @@ def test_weights_that_change_are_taken_again(volume):
     torch.testing.assert_close(
         after, PromptedSliceInferer("aorta", precision="plain")(volume, network), rtol=2e-3, atol=2e-3
     )
+
+
+def test_a_volume_in_another_thread_may_clear_what_is_known_of_memory(volume, network, monkeypatch):
+    inferer, usual = PromptedSliceInferer(PROMPTS), Found.take
+
+    def take(found, *arguments):
+        inferer._bytes_per_slice.clear()  # as `_fitted` does for a volume of another spacing
+        usual(found, *arguments)
+
+    expected = inferer(volume, network)
+    monkeypatch.setattr(Found, "take", take)
+    inferer._bytes_per_slice.clear()
+    assert torch.equal(inferer(volume, network), expected)
 
 
 @pytest.mark.parametrize("precision", ["plain", "float32"])

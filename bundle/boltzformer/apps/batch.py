@@ -23,7 +23,7 @@ from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.formats import output_formats, save_as
-from boltzformer.output_files import check_folder
+from boltzformer.output_files import check_apart, check_folder
 from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.nifti_files import check_present
 from boltzformer.volumes.segmented import Algorithm, SegmentedVolume
@@ -111,13 +111,14 @@ def run_batch(
         a result for each case, in order.
 
     Raises:
-        InputError: nothing could start: an unknown format, an output folder that cannot be written or that another
-            run writes to, or a network that cannot be built.
+        InputError: nothing could start: an unknown format, an output folder that cannot be written, that
+            holds an input, or that another run writes to, or a network that cannot be built.
     """
     unknown = [name for name in request.formats if name not in output_formats()]
     if unknown:
         raise InputError(f"format {unknown[0]!r} is not known; choose among {', '.join(output_formats())}.")
     check_folder(output_dir)
+    check_apart(output_dir, [case["image"] for case in cases])
     with _only_writer(output_dir):
         record = BatchRecord(output_dir)
         segmenter: Segmenter | None = None

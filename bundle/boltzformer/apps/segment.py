@@ -24,6 +24,7 @@ from boltzformer.inference.api import Segmenter
 from boltzformer.inference.formats import output_formats
 from boltzformer.inference.inputs import FoundVolumes, survey_volumes
 from boltzformer.inference.precision import check_precision
+from boltzformer.json_file import read_text
 from boltzformer.manifest import Entry, Manifest
 from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
@@ -88,6 +89,7 @@ def main(
         for path, reason in found.skipped.items():
             print(f"left out: {path}: {reason}", file=sys.stderr)
         overlays = [path.resolve() for path in overlay or []]
+        decisive = {"window": limits, "overlays": [read_text(path, "overlay") for path in overlays]}
         settings: dict[str, Any] = {
             "memory_gb": memory_gb,
             "keep_logits": False,
@@ -97,8 +99,7 @@ def main(
         make_segmenter = partial(
             _make_segmenter, file, overlays, place, {**settings, "uneven_spacing": uneven_spacing}, not as_json
         )
-        decisive = {"window": limits, "overlays": [path.read_text() for path in overlays], "device": str(place)}
-        decisive |= {"precision": precision}
+        decisive |= {"device": str(place), "precision": precision}
         request = Request(tuple(wanted), chosen, algorithm, uneven_spacing, decisive)
         show = _print_json if as_json else _print_lines
         told = {"source": source, "prompts": [prompt.text for prompt in wanted], "formats": chosen, **decisive}

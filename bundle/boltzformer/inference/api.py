@@ -199,7 +199,7 @@ class Segmenter:
 
 
 def _as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:
-    if not isinstance(prompts, str | Prompt | Iterable):
+    if isinstance(prompts, Mapping) or not isinstance(prompts, str | Prompt | Iterable):  # not a mapping's keys alone
         raise InputError(f"prompts: expected text or a list of texts, found {prompts!r}.")
     listed = [prompts] if isinstance(prompts, str | Prompt) else list(prompts)
     check_prompt_count(len(listed))

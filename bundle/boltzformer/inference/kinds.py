@@ -30,7 +30,8 @@ def like_source(mask: np.ndarray, source: Any) -> Any:
     if is_itk_image(source):
         import SimpleITK as sitk
 
-        image = sitk.GetImageFromArray(np.ascontiguousarray(mask.transpose(2, 1, 0)))
+        voxels = np.ascontiguousarray(mask.transpose(2, 1, 0)).reshape(source.GetSize()[::-1])  # perhaps a fourth axis
+        image = sitk.GetImageFromArray(voxels, isVector=False)
         image.CopyInformation(source)
         return image
     if isinstance(source, SpatialImage):

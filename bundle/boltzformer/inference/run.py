@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
@@ -18,7 +17,7 @@ from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError, PartialFailure
 from boltzformer.inference.masks import check_distinct
 from boltzformer.manifest import DONE, FAILED, FILE_NAME, SKIPPED, Entry, Manifest
-from boltzformer.output_files import check_folder, check_target, recorded_writes
+from boltzformer.output_files import check_apart, check_folder, check_target, recorded_writes
 from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.write import is_ours
 
@@ -82,9 +81,7 @@ class CaseByCase:
         inputs = [Path(item["image"]) for item in items]
         for folder in folders:
             check_folder(folder)
-            for source in inputs:
-                if _holds(folder, source):
-                    raise InputError(f"{folder}: holds the input {source}; name an output_dir of its own.")
+            check_apart(folder, inputs)
         planned = [path for item in items for handler in self.handlers for path in handler.planned_files(item["case"])]
         if self.manifest is not None:
             planned.append(self.manifest.path)
@@ -134,12 +131,6 @@ class CaseByCase:
             raise error
         logger.debug("failure", exc_info=error)
         self._raised = self._raised or error
-
-
-def _holds(folder: Path, source: Path) -> bool:
-    """Whether results in `folder` would lie among the files of an input, to be taken for inputs the next time."""
-    places = {source.parent, source} if source.is_dir() else {source.parent}
-    return any(place.is_dir() and folder.is_dir() and os.path.samefile(folder, place) for place in places)
 
 
 def _files_of(path: Path, series_uid: str) -> tuple[Path, ...]:

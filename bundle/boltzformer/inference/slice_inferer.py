@@ -244,13 +244,15 @@ class PromptedSliceInferer(SliceInferer):
 
         key = (id(network), device, tuple(volume.voxels.shape[1:]), volume.blocks, len(text))
         # the first batch of a kind tells how much memory one takes, so how many may be computed at once
-        first = wanted[:0] if key in self._bytes_per_slice else wanted[: group or 1]
-        if len(first):
+        cost = self._bytes_per_slice.get(key)  # kept here: another thread's volume may clear the table
+        first = wanted[: group or 1] if cost is None else wanted[:0]
+        if cost is None:
             measured = workers.results(lambda one: measure_peak(lambda: predict(one), device), [first])
-            part, self._bytes_per_slice[key] = next(measured)
-            self._warn_if_large(self._bytes_per_slice[key], group)
+            part, cost = next(measured)
+            self._bytes_per_slice[key] = cost
+            self._warn_if_large(cost, group)
             yield first, part
-        fit = max(1, int(self.memory_gb * 1e9 / max(self._bytes_per_slice[key], 1)))  # slices or groups
+        fit = max(1, int(self.memory_gb * 1e9 / max(cost, 1)))  # slices or groups
         size = group or min(LARGEST_BATCH, fit)
         batches = [wanted[start : start + size] for start in range(len(first), len(wanted), size)]
         with SliceProgress(len(wanted), len(first), self.progress) as progress:
