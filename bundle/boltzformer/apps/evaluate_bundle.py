@@ -88,7 +88,8 @@ def main(
         names = file_names(name for case in found_cases for name in case["objects"].values())
         segmenter = Segmenter.from_bundle(bundle, checkpoint, overlays, **values)
         weights = checkpoint or bundle / "models" / "model.pt"
-        book = wording_book_of(recipe_for(weights, bundle), wording_book)
+        recipe = recipe_for(weights, bundle)
+        book = wording_book_of(recipe, wording_book)
         settings = EvaluationSettings(TOLERANCES_MM, rule, segmenter.inferer.spatial_dim, absent_is_negative)
         folder = output_dir / "predictions"
         failures = predict(segmenter, found_cases, labelled, book, names, folder, entropy=decodings > 1)
