@@ -145,3 +145,10 @@ def test_a_list_without_labels_cannot_be_scored(options, dataset, tmp_path):
     done = run(*options, "--output-dir", tmp_path / "out", "--section", "test")
     assert done.exit_code == 2
     assert "case_1.nii.gz: is listed without a label" in done.stderr
+
+
+def test_the_results_to_compare_with_are_not_written_over(options, tmp_path):
+    done = run(*options, "--output-dir", tmp_path / "out", "--compare-to", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "holds the results to compare with" in done.stderr
+    assert not (tmp_path / "out").exists()

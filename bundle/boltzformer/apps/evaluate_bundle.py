@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from boltzformer.apps.bundle_config import read_bundle
 from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
-from boltzformer.apps.scoring import end, score, settings_as_input
+from boltzformer.apps.scoring import check_comparison, end, score, settings_as_input
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.cases import load_cases
 from boltzformer.data.phantom import dataset_or_phantoms
@@ -78,6 +78,7 @@ def main(
         bundle = bundle_folder()
         with settings_as_input():
             rule = LesionRule(min_iou=min_iou)
+        check_comparison(compare_to, output_dir)
         overlays = [*(overlay or []), *([UNCERTAINTY] if decodings > 1 else [])]
         values = read_values(setting or [], bundle, overlays)
         values |= {"decodings": decodings} if decodings > 1 else {}

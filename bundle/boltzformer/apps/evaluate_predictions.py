@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
-from boltzformer.apps.scoring import end, score, settings_as_input
+from boltzformer.apps.scoring import check_comparison, end, score, settings_as_input
 from boltzformer.data.cases import load_cases
 from boltzformer.data.datalist import read_item
 from boltzformer.errors import InputError
@@ -63,8 +63,7 @@ def main(
         with settings_as_input():
             rule = LesionRule(connectivity, min_iou)
             settings = EvaluationSettings(tuple(tolerance_mm), rule, axis, absent_is_negative)
-        if compare_to is not None and compare_to.resolve() == output_dir.resolve():
-            raise InputError(f"{output_dir}: holds the results to compare with; name another --output-dir.")
+        check_comparison(compare_to, output_dir)
         cases = find_cases(labels, section, read_names(objects))
         folder = PredictionFolder(predictions, {str(k): str(v) for k, v in read_names(aliases).items()})
         found = score(cases, folder, settings, workers, output_dir, compare_to, pictures, title)

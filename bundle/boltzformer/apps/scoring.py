@@ -36,6 +36,16 @@ def settings_as_input() -> Iterator[None]:
         raise InputError(str(error)) from error
 
 
+def check_comparison(compare_to: Path | None, output_dir: Path) -> None:
+    """Refuse to write over the results that are to be compared with.
+
+    Raises:
+        InputError: both are one folder.
+    """
+    if compare_to is not None and compare_to.resolve() == output_dir.resolve():
+        raise InputError(f"{output_dir}: holds the results to compare with; name another --output-dir.")
+
+
 def score(
     cases: list[LabelledCase],
     folder: PredictionFolder,
