@@ -193,6 +193,12 @@ def test_so_many_pixels_are_averaged_as_training_had_in_one(spacing, resolution,
     assert blocks_of(spacing, resolution) == blocks
 
 
+def test_pixels_that_no_scanner_makes_are_refused_before_any_are_averaged():
+    assert blocks_of((0.01, 0.01), 3.9) == (390, 390)  # of a micro-CT
+    with pytest.raises(InputError, match="1e-05 x 1 mm: the voxel size in the file cannot be true"):
+        blocks_of((1e-5, 1.0), 3.9)
+
+
 def test_a_block_that_the_border_cuts_keeps_its_place():
     slices = Slices(torch.zeros(1, 6, 4), None, (4, 4))
     found = slices.enlarged(torch.tensor([[[[0.0], [1.0]]]]))

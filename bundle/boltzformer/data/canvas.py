@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from boltzformer.errors import InputError
-from boltzformer.volumes.spacing import is_known
+from boltzformer.volumes.spacing import cannot_be, is_known
 
 OVERLAP = 0.25
 """Least share of a window that it has in common with the next."""
@@ -125,11 +125,7 @@ def canvas_of(
         for pixels, mm, points in zip(whole, spacing, grid, strict=True)
     )
     if max(height, width) > _LONGEST_SIDE or len(rows) * len(columns) * grid[0] * grid[1] > _MOST_PIXELS:
-        raise InputError(
-            f"slices of {whole[0]} x {whole[1]} pixels of {float(spacing[0]):g} x {float(spacing[1]):g} mm: the voxel "
-            'size in the file cannot be true; correct it, or say that it means nothing (`"spacing": "unknown"` in a '
-            "datalist, `spacing_known=False` in Python)."
-        )
+        raise cannot_be(f"slices of {whole[0]} x {whole[1]} pixels of {float(spacing[0]):g} x {float(spacing[1]):g} mm")
     seen = Canvas(whole, (height, width), rows, columns)
     return seen if body is None else _nearer(seen, spacing, grid, pixel_size_mm, body, loosely)
 

@@ -15,10 +15,12 @@ from boltzformer.errors import InputError
 from boltzformer.inference.agreement import Neighbours
 from boltzformer.inference.existence import ExistenceGate
 from boltzformer.inference.workers import Workers
-from boltzformer.volumes.spacing import is_known
+from boltzformer.volumes.spacing import cannot_be, is_known
 
 BLANK_LOGIT = -16.0
 """Of a slice that is not computed; a probability of 1e-7."""
+MOST_AVERAGED = 1024
+"""Pixels in a row that are averaged to one; more would each be a few micrometres wide."""
 
 
 def ranks_of(logits: Tensor) -> Tensor:
@@ -53,10 +55,15 @@ def blocks_of(spacing: Sequence[float], resolution_mm: float | None) -> tuple[in
 
     Returns:
         pixels along H and W.
+
+    Raises:
+        InputError: pixels so small that their size must be wrong.
     """
     if resolution_mm is None or not is_known(*spacing):
         return (1, 1)
     height, width = (max(1, round(resolution_mm / mm)) for mm in spacing)
+    if max(height, width) > MOST_AVERAGED:
+        raise cannot_be(f"pixels of {float(spacing[0]):g} x {float(spacing[1]):g} mm")
     return height, width
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from boltzformer.errors import InputError
+
 SPACING_KNOWN = "spacing_known"
 """Key of a case, of an item and of a volume's metadata; False where the voxel size in the file means nothing."""
 
@@ -28,6 +30,18 @@ def has_spacing(said: Mapping[Any, Any]) -> bool:
 def is_known(*sizes: float) -> bool:
     """Whether sizes in mm are all known."""
     return all(mm > 0 for mm in sizes)
+
+
+def cannot_be(found: str) -> InputError:
+    """The error for a voxel size that no scanner makes.
+
+    Args:
+        found: what it was found in, with the size.
+    """
+    return InputError(
+        f"{found}: the voxel size in the file cannot be true; correct it, or say that it means nothing "
+        '(`"spacing": "unknown"` in a datalist, `spacing_known=False` in Python).'
+    )
 
 
 def spacing_of(volume: Any) -> tuple[float, float, float]:
