@@ -22,7 +22,7 @@ from boltzformer.data.derived import read_scan
 from boltzformer.errors import InputError
 from boltzformer.metrics.files import write_json
 from boltzformer.output_files import check_target
-from boltzformer.volumes.names import case_name
+from boltzformer.volumes.names import case_name, check_names
 
 BODY_HU, AIR_HU = -300, -400
 LARGEST_MM2 = 1200.0
@@ -92,10 +92,10 @@ def label_files(cases: list[dict[str, Any]], folder: Path) -> list[Path]:
         InputError: two would be one file, or one would take an input's place.
     """
     paths = [folder / f"{case_name(case['label'])}.nii.gz" for case in cases]
-    for number, (path, case) in enumerate(zip(paths, cases, strict=True)):
-        if path in paths[:number]:
-            raise InputError(f"{case['label']}: another label has this name; rename one of them.")
-        check_target(path, [case[key] for case in cases for key in ("image", "label")])
+    check_names((path.name, case["label"]) for path, case in zip(paths, cases, strict=True))
+    inputs = [case[key] for case in cases for key in ("image", "label")]
+    for path in paths:
+        check_target(path, inputs)
     return paths
 
 

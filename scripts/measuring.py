@@ -8,7 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -108,15 +108,38 @@ def report(title: str, rows: list[Comparison], peer: str, output: Path | None) -
         bars = [_optional(row.must, "x"), _optional(row.aim, "x")]
         work = [f"{row.ours_gmac:.1f}", f"{row.peer_gmac:.1f}", _optional(row.ours_mib), _optional(row.peer_mib)]
         table.add_row(row.name, _time(row.ours_s), _time(row.peer_s), faster, *bars, *work)
-    console = Console(width=150)
-    console.print(table)
     machine = describe_machine()
-    console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="dim")
+    print_table(table, machine, width=150)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        document = {"title": title, "peer": peer, "machine": machine, "rows": [asdict(row) for row in rows]}
-        output.write_text(json.dumps(document, indent=4) + "\n")
-        console.print(f"Written to {output}")
+        write_figures(output, machine, rows, title=title, peer=peer)
+        print(f"Written to {output}")
+
+
+def print_table(table: Table, machine: dict[str, str], width: int = 120) -> None:
+    """Print a table, and the machine below it."""
+    console = Console(width=width)
+    console.print(table)
+    console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="dim")
+
+
+def write_figures(output: Path, machine: dict[str, str], rows: Sequence[Any], **about: str) -> None:
+    """Write a table's rows, which are dataclasses, as JSON, with the machine and what is said `about` them."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    document = {**about, "machine": machine, "rows": [asdict(row) for row in rows]}
+    output.write_text(json.dumps(document, indent=4) + "\n")
+
+
+def seconds_of(run: Run, device: torch.device) -> float:
+    """What a run takes: seconds of processor time, or on a GPU of the clock."""
+    if device.type == "cpu":
+        began = time.process_time()
+        run()
+        return time.process_time() - began
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    run()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - began
 
 
 def describe_machine() -> dict[str, str]:

@@ -7,7 +7,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
@@ -23,7 +21,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from boltzformer.apps.bundle_config import read_bundle
 from boltzformer.bundle_folder import bundle_folder
 
-from scripts.measuring import describe_machine, peak_bytes
+from scripts.measuring import describe_machine, peak_bytes, print_table, seconds_of, write_figures
 from scripts.training_pairs import training_step
 
 NETWORKS = {
@@ -126,28 +124,16 @@ def networks(
     machine = describe_machine()
     _show(costs, machine)
     if output is not None:
-        output.write_text(json.dumps({"machine": machine, "rows": [asdict(cost) for cost in costs]}, indent=4) + "\n")
+        write_figures(output, machine, costs)
 
 
 def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    first = _once(run, device)
+    first = seconds_of(run, device)
     return (
         first
         if first > SHORT_SECONDS
-        else statistics.median([first, *(_once(run, device) for _ in range(REPEATS - 1))])
+        else statistics.median([first, *(seconds_of(run, device) for _ in range(REPEATS - 1))])
     )
-
-
-def _once(run: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cpu":
-        began = time.process_time()
-        run()
-        return time.process_time() - began
-    torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    run()
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - began
 
 
 def _peak_gb(device: torch.device) -> float:
@@ -163,6 +149,4 @@ def _show(costs: Sequence[NetworkCost], machine: dict[str, str]) -> None:
         figures = (cost.segment_s, cost.segment_gb, cost.step_s, cost.step_gb)
         told = ["too large" if figure is None else f"{figure:.3g}" for figure in figures]
         table.add_row(cost.name, str(cost.pixels), f"{cost.million_weights:.0f}", *told)
-    console = Console(width=120)
-    console.print(table)
-    console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="dim")
+    print_table(table, machine)

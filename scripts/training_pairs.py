@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "bundle")]
@@ -21,7 +18,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 from boltzformer.apps.bundle_config import read_bundle
 from boltzformer.bundle_folder import bundle_folder
 
-from scripts.measuring import describe_machine
+from scripts.measuring import describe_machine, print_table, seconds_of, write_figures
 
 PROMPTS = [f"{organ} in head and neck CT" for organ in ("mandible", "brainstem", "esophagus", "larynx")]
 PAIRS = 16  # of a step, however they are shared out
@@ -52,18 +49,17 @@ class Stage:
     faster: float
 
 
-def training_step(parser: Any, slices: int, prompts: list[str], side: int | None = None) -> Callable[[], None]:
+def training_step(parser: Any, slices: int, prompts: list[str]) -> Callable[[], None]:
     """A step of training as a config sets it up: forward, loss, backward, optimizer.
 
     Args:
         parser: of train.json with its overlays.
         slices: of a batch; noise, each with a square to find.
         prompts: asked for in each slice.
-        side: of the slices in pixels; the network's working size by default.
     """
     network = parser.get_parsed_content("network").train()
     device = next(network.parameters()).device
-    size = network.image_size if side is None else (side, side)
+    size = network.image_size
     image = torch.rand(slices, 1, *size, device=device)
     label = torch.zeros(slices * len(prompts), 1, *size, device=device)
     label[..., : size[0] // 8, : size[1] // 8] = 1
@@ -95,14 +91,10 @@ def pairs(
     table = Table("form", f"s for {PAIRS} pairs", "pairs a second", "faster", title="Training step, one core")
     for stage in stages:
         table.add_row(stage.name, f"{stage.seconds:.2f}", f"{stage.pairs_per_second:.1f}", f"{stage.faster:.1f}x")
-    console = Console(width=120)
-    console.print(table)
-    console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="dim")
+    print_table(table, machine)
     print(f"{stages[-1].faster:.1f}x the pairs a second of one core (must 2x, aim 4x)")
     if output is not None:
-        output.write_text(
-            json.dumps({"machine": machine, "rows": [asdict(stage) for stage in stages]}, indent=4) + "\n"
-        )
+        write_figures(output, machine, stages)
 
 
 def measure(repeats: int) -> list[Stage]:
@@ -113,15 +105,9 @@ def measure(repeats: int) -> list[Stage]:
         parser = read_bundle(bundle_folder(), [], {**fixed, **settings}, "train")
         steps.append(training_step(parser, PAIRS // each, PROMPTS[:each]))
         steps[-1]()  # untimed: caches, memory, and what is compiled on a first call
-    rounds = [[_processor_seconds(step) for step in steps] for _ in range(repeats)]
+    rounds = [[seconds_of(step, torch.device("cpu")) for step in steps] for _ in range(repeats)]
     made = []
     for i, name in enumerate(STAGES):
         seconds = statistics.median(taken[i] for taken in rounds)
         made.append(Stage(name, seconds, PAIRS / seconds, statistics.median(taken[0] / taken[i] for taken in rounds)))
     return made
-
-
-def _processor_seconds(step: Callable[[], None]) -> float:
-    began = time.process_time()
-    step()
-    return time.process_time() - began

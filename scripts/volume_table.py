@@ -34,7 +34,7 @@ from boltzformer.networks.image_encoder import ImageEncoder
 from boltzformer.networks.text_encoder import ClipTextEncoder
 from boltzformer.volumes.sources import open_volume
 
-from scripts.measuring import describe_machine, multiply_adds
+from scripts.measuring import describe_machine, multiply_adds, print_table
 from scripts.volume_case import PHASES, VolumeRun, run_volume, segmenter_of, write_ct
 
 ORGANS = ("mandible", "brainstem", "left parotid gland", "spinal cord", "larynx", "right parotid gland", "esophagus")
@@ -253,17 +253,15 @@ def _gmac_per_second(dtype: torch.dtype, side: int = 1536) -> float:
 
 
 def _show(title: str, runs: Sequence[VolumeRun], bars: Sequence[Bar], machine: dict[str, str]) -> None:
-    console = Console(width=150)
     phases = Table("seconds", "total", *PHASES, "outside", "GB", "GB on GPU", title=title)
     for run in runs:
         times = [f"{run.seconds.get(phase, 0):.2f}" for phase in PHASES]
         memory = [f"{run.resident_gb:.2f}", f"{run.device_gb:.2f}" if run.device_gb else "-"]
         phases.add_row(run.name, f"{run.total:.1f}", *times, f"{100 * run.outside:.0f} %", *memory)
-    console.print(phases)
+    Console(width=150).print(phases)
     table = Table("measured", "found", "must", "aim")
     for bar in bars:
         marks = ["-" if mark is None else f"{mark:.4g} {bar.unit}" for mark in (bar.must, bar.aim)]
         colour = "white" if bar.must is None else "green" if bar.reaches(bar.must) else "red"
         table.add_row(bar.name, f"[{colour}]{bar.value:.4g} {bar.unit}[/]", *marks)
-    console.print(table)
-    console.print(", ".join(f"{key} {value}" for key, value in machine.items()), style="dim")
+    print_table(table, machine, width=150)

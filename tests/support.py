@@ -15,6 +15,7 @@ import pytest
 import torch
 from boltzformer.error_report import find_input_error
 from boltzformer.errors import InputError
+from boltzformer.inference.api import Segmenter
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,3 +126,16 @@ def save_nifti(path: Path, array: np.ndarray, affine: np.ndarray, qform: int = 1
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(image, path)
     return path
+
+
+def noted_spacing(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """What every call of `Segmenter.segment` from now on is told of the voxel size; the volumes are segmented."""
+    told: list[bool] = []
+    whole = Segmenter.segment
+
+    def noting(self: Segmenter, *arguments: Any, **settings: Any) -> Any:
+        told.append(settings["spacing_known"])
+        return whole(self, *arguments, **settings)
+
+    monkeypatch.setattr(Segmenter, "segment", noting)
+    return told

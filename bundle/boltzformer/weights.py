@@ -265,6 +265,12 @@ def _check_finite(content: Any, path: Path, name: str = "") -> None:
             _check_finite(value, path, f"{name}[{index}]")
 
 
+def network_state(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The network's weights in what `read_checkpoint` gives: of a training's state, such as last.pt, its network's."""
+    state = content.get(NETWORK_KEY)
+    return state if isinstance(state, dict) else content
+
+
 def load_weights(network: nn.Module, path: str | os.PathLike[str] | None, new_part: str | None = None) -> None:
     """Load a network's weights from its best checkpoint (plain state dict) or from a training checkpoint.
 
@@ -282,7 +288,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str] | None, new_pa
     if path is None:
         return
     content = read_checkpoint(path)
-    state = content[NETWORK_KEY] if isinstance(content.get(NETWORK_KEY), dict) else content
+    state = network_state(content)
     if new_part is not None and not any(key.startswith(f"{new_part}.") for key in state):
         own = {key: value for key, value in network.state_dict().items() if key.startswith(f"{new_part}.")}
         logger.info("%s has no %s: it starts anew", path, new_part)

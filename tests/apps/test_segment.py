@@ -20,12 +20,11 @@ from boltzformer.apps.record import NAME as RECORD
 from boltzformer.apps.record import BatchRecord
 from boltzformer.data.prompts import Prompt, make_prompts
 from boltzformer.errors import InputError
-from boltzformer.inference.api import Segmenter
 from boltzformer.manifest import sha256_of
 from boltzformer.volumes.segmented import Algorithm
 from boltzformer.volumes.write import Grid
 
-from tests.support import body, run_inference, save_nifti, write_json
+from tests.support import body, noted_spacing, run_inference, save_nifti, write_json
 from tests.volumes.small_series import straight, write_small_series
 
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
@@ -248,13 +247,7 @@ def test_nrrd_mha_and_a_json_list_are_read(segment, tmp_path):
 
 
 def test_a_list_says_whose_voxel_size_means_nothing(segment, scans, tmp_path, monkeypatch):
-    told, whole = [], Segmenter.segment
-
-    def noting(self, *arguments, **settings):
-        told.append(settings["spacing_known"])
-        return whole(self, *arguments, **settings)
-
-    monkeypatch.setattr(Segmenter, "segment", noting)
+    told = noted_spacing(monkeypatch)
     first, second = str(scans / "a.nii.gz"), str(scans / "b.nii.gz")
     for listed in ([{"image": first, "spacing": "unknown"}, second], [first, second]):
         done = segment(write_json(tmp_path / "list.json", {"test": listed}), "liver", "-o", tmp_path / "out")

@@ -11,14 +11,13 @@ import pytest
 import torch
 import typer
 from boltzformer.apps.evaluate_bundle import main
-from boltzformer.inference.api import Segmenter
 from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.measures.cases import LabelledCase
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.volumes.checks import read_volume
 from typer.testing import CliRunner, Result
 
-from tests.support import SMALL_NETWORK, small_network, write_json
+from tests.support import SMALL_NETWORK, noted_spacing, small_network, write_json
 
 OBJECTS = {"1": "liver lesion", "2": "left kidney"}
 
@@ -80,13 +79,7 @@ def test_a_broken_image_costs_its_own_case(options, dataset, tmp_path):
 
 
 def test_a_dataset_says_that_voxel_sizes_mean_nothing(options, dataset, tmp_path, monkeypatch):
-    told, whole = [], Segmenter.segment
-
-    def noting(self, *arguments, **settings):
-        told.append(settings["spacing_known"])
-        return whole(self, *arguments, **settings)
-
-    monkeypatch.setattr(Segmenter, "segment", noting)
+    told = noted_spacing(monkeypatch)
     content = json.loads((dataset / "dataset.json").read_text())
     for entry in ({"spacing": "unknown"}, {}):
         write_json(dataset / "dataset.json", {**content, **entry})

@@ -75,11 +75,16 @@ def test_stages_of_training_learn_from_as_many_pairs(monkeypatch):
     assert four.pairs_per_second == pytest.approx(16 / four.seconds)
 
 
-def test_costs_of_a_network_are_measured_and_what_is_too_large_is_said(capsys):
+def test_costs_of_a_network_are_measured_and_what_is_too_large_is_said(capsys, monkeypatch):
+    timed, seconds_of = [], network_costs.seconds_of
+    monkeypatch.setattr(
+        network_costs, "seconds_of", lambda run, device: timed.append(run.__name__) or seconds_of(run, device)
+    )
     cost = network_costs.measure_network("small", [], **SMALL_NETWORK)
     assert cost.pixels == 64
     assert cost.segment_s > 0
     assert cost.step_s > 0
+    assert timed == 3 * ["segment"] + 3 * ["step"]
     assert 0 < cost.segment_gb <= cost.step_gb
     network_costs._show([cost, network_costs.NetworkCost("large", 1024, 900.0)], {"device": "any"})
     told = capsys.readouterr().out

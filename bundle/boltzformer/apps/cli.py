@@ -28,11 +28,8 @@ class Place(NamedTuple):
     line: str
 
 
-_MASKS, _TRAINING, _EVALUATION = "Masks", "Training", "Evaluation"
-_PEERS, _WEIGHTS = "Experiments and peers", "Weights and releases"
-
 COMMANDS: dict[str, dict[str, Place]] = {
-    _MASKS: {
+    "Masks": {
         "segment": Place("segment", "main", "Mark what the prompts name, in every volume, on the volume's own grid."),
         "serve": Place("serve", "main", "Serve the network: a page for the browser, and HTTP for programs."),
         "label-server": Place(
@@ -58,7 +55,7 @@ COMMANDS: dict[str, dict[str, Place]] = {
             "info", "main", "Tell what this release is, what its weights were trained with, and what it can write."
         ),
     },
-    _TRAINING: {
+    "Training": {
         "prepare": Place(
             "prepare",
             "app",
@@ -88,7 +85,7 @@ COMMANDS: dict[str, dict[str, Place]] = {
         "launch": Place("launch", "app", "Files that start a training on several machines."),
         "cost": Place("cost", "main", "Count a forward pass and estimate the rest; nothing is run."),
     },
-    _EVALUATION: {
+    "Evaluation": {
         "evaluate": Place("runs", "evaluate", "Score weights on labelled volumes: tables by object size, a report."),
         "evaluate-bundle": Place("evaluate_bundle", "main", "Segment every object of every case and evaluate."),
         "evaluate-predictions": Place(
@@ -107,7 +104,7 @@ COMMANDS: dict[str, dict[str, Place]] = {
             "Choose temperature and threshold of the existence score, and the distance of a coarse pass's first looks.",
         ),
     },
-    _PEERS: {
+    "Experiments and peers": {
         "experiment": Place(
             "experiment",
             "main",
@@ -130,7 +127,7 @@ COMMANDS: dict[str, dict[str, Place]] = {
             "own.",
         ),
     },
-    _WEIGHTS: {
+    "Weights and releases": {
         "publish": Place("publish", "main", "Write a checkpoint's weights in half precision."),
         "export": Place(
             "export",

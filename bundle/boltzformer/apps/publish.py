@@ -12,7 +12,7 @@ from boltzformer.apps.console import one_line_errors
 from boltzformer.errors import InputError
 from boltzformer.manifest import sha256_of
 from boltzformer.recipe import read_recipe
-from boltzformer.weights import NETWORK_KEY, read_checkpoint, save_atomically
+from boltzformer.weights import network_state, read_checkpoint, save_atomically
 
 
 def main(
@@ -30,9 +30,7 @@ def main(
             raise InputError(f"{checkpoint}: carries no recipe; train it with this bundle")
         if output.resolve() == checkpoint.resolve():
             raise InputError(f"{output}: is the checkpoint itself; name another file")
-        content = read_checkpoint(checkpoint)
-        content = content.get(NETWORK_KEY, content)  # of a training's state, such as last.pt, the network alone
-        state = {name: halved(value) for name, value in content.items()}
+        state = {name: halved(value) for name, value in network_state(read_checkpoint(checkpoint)).items()}
         save_atomically(state, output, recipe)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, SHA-256 {sha256_of(output)}")
 

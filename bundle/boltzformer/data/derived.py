@@ -21,7 +21,7 @@ from boltzformer.data.folders import new_folder
 from boltzformer.errors import InputError
 from boltzformer.output_files import write_bytes
 from boltzformer.volumes.checks import check_pair, read_volume
-from boltzformer.volumes.names import case_name
+from boltzformer.volumes.names import case_name, check_names
 from boltzformer.volumes.spacing import has_spacing
 
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
@@ -84,12 +84,7 @@ def write_derived(cases: Sequence[Mapping[str, Any]], change: Change, folder: Pa
     Raises:
         InputError: a case cannot be read, two have one name, or the folder holds something else.
     """
-    named: dict[str, str] = {}
-    for case in cases:
-        name = case_name(case["image"]).casefold()
-        if name in named:
-            raise InputError(f"{named[name]} and {case['image']} would be written to one file; rename one of them.")
-        named[name] = case["image"]
+    check_names((case_name(case["image"]), case["image"]) for case in cases)
     if folder.exists() and not (folder / "derived").is_file():
         raise InputError(f"{folder}: exists and holds no derived dataset; name another output folder.")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from boltzformer.errors import InputError
 from boltzformer.volumes.dicom import survey_tree
 from boltzformer.volumes.dicom_headers import FolderContents
 from boltzformer.volumes.modality import normal_modality
-from boltzformer.volumes.names import case_name, volume_suffix
+from boltzformer.volumes.names import case_name, check_names, volume_suffix
 from boltzformer.volumes.spacing import SPACING_KNOWN
 
 
@@ -62,7 +62,7 @@ def survey_volumes(path: str | Path, modality: str = "", body_part: str = "", se
         found = FoundVolumes([_listed_case(item) for item in items])
     else:
         found = _volumes_at(path)
-    _check_names(found.cases)
+    check_names((case["case"], case["image"]) for case in found.cases)
     for case in found.cases:
         case["modality"] = wanted or case["modality"]
         case["body_part"] = body_part or case["body_part"]
@@ -127,13 +127,3 @@ def _case(file: str | Path, modality: str = "", body_part: str = "") -> dict[str
 def _listed_case(item: dict[str, Any]) -> dict[str, Any]:
     own: dict[str, Any] = {key: item[key] for key in ("window", SPACING_KNOWN) if key in item}
     return {**_case(item["image"], item["modality"], item["body_part"]), **own}
-
-
-def _check_names(cases: list[dict[str, Any]]) -> None:
-    seen: dict[str, str] = {}
-    for case in cases:
-        # names that differ in case only are one file on some file systems
-        key = case["case"].casefold()
-        if key in seen:
-            raise InputError(f"{seen[key]} and {case['image']} would be written to one file; rename one of them.")
-        seen[key] = case["image"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+from boltzformer.errors import InputError
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
@@ -22,3 +25,21 @@ def case_name(path: str | Path) -> str:
         return name
     suffix = volume_suffix(name)
     return name[: -len(suffix)] if suffix else path.stem
+
+
+def check_names(named: Iterable[tuple[str, str]]) -> None:
+    """Check that no two inputs would be written to one file.
+
+    Args:
+        named: for each input the name of what is written, and the input.
+
+    Raises:
+        InputError: two have one name; both inputs are told.
+    """
+    seen: dict[str, str] = {}
+    for name, source in named:
+        # names that differ in case only are one file on some file systems
+        key = name.casefold()
+        if key in seen:
+            raise InputError(f"{seen[key]} and {source} would be written to one file; rename one of them.")
+        seen[key] = source
