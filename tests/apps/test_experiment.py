@@ -257,6 +257,20 @@ def test_shipped_tables_name_files_that_are_there():
         assert {f"configs/{folder}/{f.name}" for f in (BUNDLE / "configs" / folder).glob("*.json")} <= ablations
 
 
+def test_the_table_at_equal_time_is_of_the_shipped_network(tmp_path):
+    table = read_table(BUNDLE / "configs" / "tables" / "shipped" / "equal_time.json")
+    item = {"image": "a.nii.gz", "label": "b.nii.gz"}
+    lists = {section: [item] for section in ("training", "validation")}
+    write_json(tmp_path / "openkbp.json", {"labels": {"1": "x"}, **lists})
+    planned = plan_runs(table, tmp_path, BUNDLE)
+    assert len({run.key for runs in planned.values() for run in runs}) == 4
+    assert planned["DynUNet"] == []  # its scores are made by another command
+    for runs in planned.values():
+        for run in runs:
+            assert run.overlays[:2] == ("configs/network/shipped.json", "configs/train_shipped.json")
+            assert "network_def#image_size" not in run.settings
+
+
 def test_shipped_figures_show_runs_of_the_tables(tmp_path):
     kinds = set()
     item = {"image": "a.nii.gz", "label": "b.nii.gz"}
@@ -359,6 +373,56 @@ def test_a_table_says_what_its_rows_cost_and_whether_its_claims_hold(done, tmp_p
     assert f"Claim: full above Boltzmann. Here: {-gain:+.1f} [" in text
     assert "full above elsewhere" not in text  # nothing of that row was measured here
     assert text.count("| 24 |") == 2
+
+
+def test_a_claim_against_another_programs_scores(done, data, tmp_path):
+    runs = {json.loads(f.read_text())["label"]: f.parent for f in (done["out"] / "runs").glob("*/result.json")}
+    theirs = list(csv.DictReader((runs["Boltzmann"] / "evaluate" / "slices.csv").open()))
+    for row in theirs:
+        row["dice"] = str(float(row["dice"]) / 2) if row["dice"] else ""
+    with (data / "halved.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, theirs[0].keys())
+        writer.writeheader()
+        writer.writerows(theirs)
+    rows = [
+        *json.loads(_table(tmp_path).read_text())["rows"],
+        {"label": "halved", "scores": {"files": ["halved.csv"]}},
+        {"label": "absent", "scores": {"files": ["theirs/none.csv"]}},
+    ]
+    claims = [["Boltzmann", "halved"], ["halved", "Boltzmann"], ["Boltzmann", "absent"]]
+    settings = {key: done[key] for key in ("data", "overlays")}
+    out = shutil.copytree(done["out"], tmp_path / "out")
+    assert run_table(_table(tmp_path, rows=rows, claims=claims), out=out, **settings, launcher=Launcher()) == []
+    half = _csv(done)["Boltzmann", "measured", "mean"] / 2
+    text = (out / "mini.md").read_text()
+    assert f"Claim: Boltzmann above halved. Here: {half:+.1f} [" in text
+    assert f"Claim: halved above Boltzmann. Here: {-half:+.1f} [" in text
+    assert "above absent" not in text
+
+
+def test_a_dataset_can_be_a_datalist(done, data, tmp_path):
+    """Its column has the file's name, its slices the dataset's own."""
+    content = json.loads((data / "first" / "dataset.json").read_text())
+    lists = {name: [_absolute(item, data / "first") for item in content[name]] for name in ("training", "validation")}
+    write_json(tmp_path / "listed.json", {**content, **lists})
+    own = next((done["out"] / "runs").glob("*/evaluate/slices.csv"))
+    (tmp_path / "own.csv").write_bytes(own.read_bytes())
+    rows = [
+        {"label": "ours", "scores": {"files": ["own.csv"]}},
+        {"label": "planned", "overlays": ["configs/ablation/attention_full.json"]},
+    ]
+    table = _table(tmp_path / "table", rows=rows, datasets=["listed"])
+    (run,) = plan_runs(read_table(table), tmp_path, BUNDLE)["planned"]
+    assert run.datasets == (tmp_path / "listed.json",)
+    assert run_table(table, tmp_path, tmp_path / "out", render_only=True) == []
+    label = json.loads((own.parents[1] / "result.json").read_text())["label"]
+    assert _csv({"out": tmp_path / "out"})["ours", "measured", "listed"] == pytest.approx(
+        _csv(done)[label, "measured", "first"]
+    )
+
+
+def _absolute(item: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {**item, **{key: str(folder / item[key]) for key in ("image", "label")}}
 
 
 def test_a_row_that_learned_nothing_is_not_compared_with(done, tmp_path):

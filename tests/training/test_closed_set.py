@@ -15,7 +15,14 @@ from boltzformer.data.phantom import write_phantoms
 from boltzformer.errors import InputError
 from boltzformer.metrics.files import read_csv
 from boltzformer.training.closed_set import AnnotatedLoss, train_for
-from boltzformer.training.closed_set_plan import IGNORED, ObjectChannelsd, make_network, make_plan
+from boltzformer.training.closed_set_plan import (
+    IGNORED,
+    CountedObjectsd,
+    ObjectChannelsd,
+    make_network,
+    make_plan,
+    topology,
+)
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -45,8 +52,11 @@ def test_what_is_not_annotated_costs_nothing(phantoms):
     plan = make_plan(cases, (40, 40, 10))
     label = torch.zeros(1, 4, 4, 4)
     label[0, :2] = 1
-    channels = ObjectChannelsd("label", plan)({"label": label, "annotated": [2]})["label"]
+    whole = CountedObjectsd("label", plan)({"label": label, "annotated": [2]})
+    channels = ObjectChannelsd("label", plan)(whole)["label"]
     assert [float(channel.max()) for channel in channels] == [1, 0, IGNORED]
+    elsewhere = ObjectChannelsd("label", plan)({**whole, "label": label[:, 2:]})["label"]  # a patch beside the object
+    assert [float(channel.max()) for channel in elsewhere] == [0, 0, IGNORED]
     truth, loss = channels[None], AnnotatedLoss()
     logits = torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     changed = logits.clone()
@@ -58,13 +68,28 @@ def test_what_is_not_annotated_costs_nothing(phantoms):
     assert loss(perfect, truth) < 0.51  # the empty channel's Dice loss is 1 with so few voxels, or 0 by smoothing
 
 
-def test_steps_lower_the_loss(phantoms):
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_steps_lower_the_loss(phantoms, bfloat16):
     cases = load_cases(phantoms)
     plan = make_plan(cases, (32, 32, 8))
     torch.manual_seed(0)
-    losses = train_for(cases, plan, make_network(plan, 4), 3600, torch.device("cpu"), most_steps=12, learning_rate=5e-3)
+    network, kinds = make_network(plan, 4), set()
+    network.register_forward_hook(lambda module, given, found: kinds.add(found.dtype))
+    settings = {"most_steps": 12, "learning_rate": 5e-3, "bfloat16": bfloat16}
+    losses = train_for(cases, plan, network, 3600, torch.device("cpu"), **settings)
     assert len(losses) == 12
     assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.05
+    assert kinds == {torch.bfloat16 if bfloat16 else torch.float32}
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_an_axis_that_has_a_kernel_of_three_keeps_it():
+    kernels, strides, _ = topology((96, 96, 48), np.array([3.9, 3.9, 2.5]))
+    assert strides[-1] == [2, 2, 1]  # 6 x 6 x 6 cells of 63 x 63 x 20 mm: x and y are coarse by now
+    assert kernels[0] == kernels[-1] == [3, 3, 3]
+    kernels, _, _ = topology((64, 64, 16), np.array([1.0, 1.0, 5.0]))
+    assert kernels[0] == [3, 3, 1]
+    assert kernels[-1] == [3, 3, 3]
 
 
 def test_from_training_to_scores(phantoms, tmp_path):

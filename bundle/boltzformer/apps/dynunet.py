@@ -15,6 +15,7 @@ from monai.utils import set_determinism
 from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
 from boltzformer.apps.evaluate_predictions import find_cases
 from boltzformer.apps.scoring import end, score
+from boltzformer.cpu import cpu_has_bfloat16
 from boltzformer.data.cases import load_cases
 from boltzformer.errors import InputError
 from boltzformer.metrics.files import write_json
@@ -90,7 +91,20 @@ def train_and_score(
     network = make_network(plan, filters)
     place = torch.device(device)
     clock = time.process_time if processor_time else time.monotonic
-    losses = train_for(training, plan, network, 60 * minutes, place, batch_size, learning_rate, seed, clock=clock)
+    half = place.type == "cpu" and cpu_has_bfloat16()
+    losses = train_for(
+        training,
+        plan,
+        network,
+        60 * minutes,
+        place,
+        batch_size,
+        learning_rate,
+        seed,
+        clock=clock,
+        bfloat16=half,
+        say=lambda line: print(line, flush=True),
+    )
     output_dir.mkdir(parents=True, exist_ok=True)
     save_atomically(network.state_dict(), output_dir / "model.pt")
     weights = sum(parameter.numel() for parameter in network.parameters())
@@ -99,6 +113,7 @@ def train_and_score(
         "minutes": minutes,
         "clock": clock.__name__,
         "device": device,
+        "cpu_bfloat16": half,
         "steps": len(losses),
         "weights": weights,
         "loss": ends,

@@ -119,7 +119,7 @@ def run_table(
     if not only:  # of the tasks of an array, none has all
         budget = describe_budget(content, overlays, _settings(overlays), device)
         if content.figure is None:
-            lines, claims = collect(content, planned, runs_dir, data), claim_lines(content, planned, runs_dir)
+            lines, claims = collect(content, planned, runs_dir, data), claim_lines(content, planned, runs_dir, data)
             written = write_table(content, lines, out, budget, claims)
             print(written["md"].read_text(encoding="utf-8"))
         else:

@@ -8,26 +8,30 @@ from typing import Any
 
 from boltzformer.apps.experiment_definition import Table
 from boltzformer.apps.experiment_plan import Run
-from boltzformer.apps.experiment_runs import ROWS, is_finished
-from boltzformer.metrics.files import read_csv
+from boltzformer.apps.experiment_rows import finished_rows, foreign_rows, missing_scores
+from boltzformer.metrics.measures.rows import Row
 from boltzformer.metrics.summary.protocol import difference_values, found_nothing
 
 
-def claim_lines(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path) -> list[str]:
-    """A line for each claim both of whose rows have runs with the same seed: difference, interval, and what it says.
+def claim_lines(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path, data: Path) -> list[str]:
+    """A line for each claim whose rows can be held against each other: difference, interval, and what it says.
+
+    Two rows of runs are compared by the seeds that both have; another program's scores stand against each seed.
 
     Args:
         table: with `claims`.
         planned: row label to its runs.
         runs_dir: folder of the runs.
+        data: folder of the datasets, and of other programs' scores.
+
+    Raises:
+        InputError: a file of scores that cannot be read.
     """
     lines = []
     for better, worse in table.claims:
-        pairs = zip(planned[better], planned[worse], strict=False)
-        done = [pair for pair in pairs if all(is_finished(run, runs_dir) for run in pair)]
-        if not done:
+        first, second = _paired(*(_rows_by_seed(label, table, planned, runs_dir, data) for label in (better, worse)))
+        if not first:
             continue
-        first, second = ([read_csv(runs_dir / run.key / ROWS) for run in side] for side in zip(*done, strict=True))
         idle = [label for label, rows in ((better, first), (worse, second)) if found_nothing(rows)]
         if idle:
             nothing = f"{' and '.join(idle)} found no object with this budget"
@@ -40,6 +44,28 @@ def claim_lines(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Pa
                 f"Claim: {better} above {worse}. Here: {_gain(cells['mean'])}{small}. **{verdict(cells['mean'])}**"
             )
     return lines
+
+
+def _rows_by_seed(
+    label: str, table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path, data: Path
+) -> dict[int | None, list[Row]]:
+    """Scored slices by seed; those of another program, which has none, under None."""
+    row = next(row for row in table.rows if row.label == label)
+    if row.scores is None:
+        return {seed: rows for seed, rows in finished_rows(planned[label], runs_dir).items()}  # noqa: C416
+    return {} if missing_scores(row, data) else {None: foreign_rows(row, table, data)}
+
+
+def _paired(
+    first: Mapping[int | None, list[Row]], second: Mapping[int | None, list[Row]]
+) -> tuple[list[list[Row]], list[list[Row]]]:
+    """Both sides once for each seed that they share."""
+    if None in first and None not in second:
+        return [first[None]] * len(second), list(second.values())
+    if None in second and None not in first:
+        return list(first.values()), [second[None]] * len(first)
+    shared = [seed for seed in first if seed in second]
+    return [first[seed] for seed in shared], [second[seed] for seed in shared]
 
 
 def verdict(cell: Mapping[str, Any]) -> str:

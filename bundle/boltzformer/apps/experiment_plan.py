@@ -31,7 +31,7 @@ class Run:
         label: the first row that asks for it.
         overlays: all files, in order, relative to the bundle.
         settings: all config values on top.
-        datasets: folders.
+        datasets: folders, or datalists.
         section: the list that is evaluated.
         seed: of everything.
     """
@@ -58,7 +58,7 @@ def plan_runs(
 
     Args:
         table: what to run.
-        data: folder of the datasets.
+        data: folder of the datasets, see `dataset_path`.
         bundle: the bundle's root.
         overlays: the user's own, between the table's and the row's (a small network, a small budget).
         seeds: each row is run once for each.
@@ -71,8 +71,8 @@ def plan_runs(
     Raises:
         InputError: a dataset or one of its lists, or an overlay, is missing.
     """
-    folders = tuple(_dataset(data, name, table.section) for name in table.datasets)
-    stamps = [hashlib.sha256((folder / "dataset.json").read_bytes()).hexdigest() for folder in folders]
+    paths = tuple(_dataset(data, name, table.section) for name in table.datasets)
+    stamps = [hashlib.sha256(datalist_of(path).read_bytes()).hexdigest() for path in paths]
     planned: dict[str, list[Run]] = {}
     for row in table.rows:
         planned[row.label] = []
@@ -90,7 +90,7 @@ def plan_runs(
         for seed in seeds:
             text = json.dumps({**recipe, "seed": seed}, sort_keys=True, default=str)
             key = hashlib.sha256(text.encode()).hexdigest()[:16]
-            planned[row.label].append(Run(key, row.label, files, settings, folders, table.section, seed))
+            planned[row.label].append(Run(key, row.label, files, settings, paths, table.section, seed))
     return planned
 
 
@@ -144,11 +144,17 @@ def _merged(bundle: Path, kind: str, overlays: Sequence[str], settings: Mapping[
     return parser.get()
 
 
+def dataset_path(data: Path, name: str) -> Path:
+    """A dataset of a table: the folder `data/name`, or, where there is none, the datalist `data/name.json`."""
+    folder, listed = data / name, data / f"{name}.json"
+    return listed if listed.is_file() and not folder.is_dir() else folder
+
+
 def _dataset(data: Path, name: str, section: str) -> Path:
-    folder = data / name
-    file = folder / "dataset.json"
+    path = dataset_path(data, name)
+    file = datalist_of(path)
     if not file.is_file():
-        raise InputError(f"{folder}: no such dataset; `boltzformer prepare` makes it (docs/experiments.md).")
+        raise InputError(f"{path}: no such dataset; `boltzformer prepare` makes it (docs/experiments.md).")
     content = read_json(file, "dataset.json")
     for needed in dict.fromkeys(("training", "validation", section)):
         if not isinstance(content, dict) or not content.get(needed):
@@ -156,4 +162,14 @@ def _dataset(data: Path, name: str, section: str) -> Path:
                 f"{file}: has no `{needed}` list, so a split would be drawn anew for each seed; prepare the "
                 "dataset, or choose another --section."
             )
-    return folder.resolve()
+    return path.resolve()
+
+
+def datalist_of(dataset: Path) -> Path:
+    """The JSON that lists a dataset's cases, see `dataset_path`."""
+    return dataset if dataset.suffix == ".json" else dataset / "dataset.json"
+
+
+def column_of(dataset: Path) -> str:
+    """The name by which tables and results call a dataset: its folder's, or its datalist's without the ending."""
+    return dataset.name.removesuffix(".json")

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import Timeout
 
 from boltzformer.apps.bundle_config import file_list
-from boltzformer.apps.experiment_plan import Run, config_files, evaluation_settings
+from boltzformer.apps.experiment_plan import Run, column_of, config_files, evaluation_settings
 from boltzformer.apps.warm_process import run_module
 from boltzformer.data.folders import folder_lock
 from boltzformer.errors import InputError
@@ -190,7 +190,7 @@ def _described(run: Run) -> dict[str, Any]:
         "label": run.label,
         "overlays": list(run.overlays),
         "settings": dict(run.settings),
-        "datasets": [folder.name for folder in run.datasets],
+        "datasets": [column_of(path) for path in run.datasets],
         "section": run.section,
         "seed": run.seed,
     }

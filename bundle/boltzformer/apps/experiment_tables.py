@@ -10,11 +10,11 @@ from typing import Any
 
 from boltzformer.apps.experiment_definition import COSTS, Table, TableRow
 from boltzformer.apps.experiment_plan import Run
-from boltzformer.apps.experiment_runs import RESULT, ROWS, is_finished
+from boltzformer.apps.experiment_rows import finished_rows, foreign_rows, missing_scores
+from boltzformer.apps.experiment_runs import RESULT
 from boltzformer.json_file import read_json
-from boltzformer.metrics.files import read_csv, write_csv, write_text
+from boltzformer.metrics.files import write_csv, write_text
 from boltzformer.metrics.summary.protocol import table_values
-from boltzformer.metrics.summary.slice_scores import read_slice_scores
 
 _CSV = ("row", "source", "column", "value", "low", "high", "sd", "n", "patients", "datasets", "seeds")
 _HEADINGS = {
@@ -64,10 +64,11 @@ def collect(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path, 
         if row.scores is not None:
             lines.append(_scored_elsewhere(row, table, data))
             continue
-        done = [run for run in planned[row.label] if is_finished(run, runs_dir)]
-        cells = table_values([read_csv(runs_dir / run.key / ROWS) for run in done]) if done else {}
-        by_folder = {**_by_folder(cells, done), **_costs([runs_dir / run.key for run in done])}
-        lines.append(Line(row.label, by_folder, row.paper, len(done), len(planned[row.label]), row.note))
+        runs = planned[row.label]
+        done = finished_rows(runs, runs_dir)
+        cells = table_values(list(done.values())) if done else {}
+        costs = _costs([runs_dir / run.key for run in runs if run.seed in done])
+        lines.append(Line(row.label, {**cells, **costs}, row.paper, len(done), len(runs), row.note))
     return lines
 
 
@@ -128,17 +129,10 @@ def describe_budget(table: Table, overlays: Sequence[str], settings: Mapping[str
 
 
 def _scored_elsewhere(row: TableRow, table: Table, data: Path) -> Line:
-    settings = dict(row.scores or {})
-    files = [data / file for file in settings.pop("files")]
-    if missing := [str(file) for file in files if not file.is_file()]:
-        note = f"its scores are not there: {', '.join(missing)}. {row.note}".strip()
+    if missing := missing_scores(row, data):
+        note = f"its scores are not there: {', '.join(str(file) for file in missing)}. {row.note}".strip()
         return Line(row.label, {}, row.paper, 0, 0, note)
-    # by default the names that the datasets call themselves by, and of others nothing
-    own = {dataset_name(data / name): name for name in table.datasets}
-    chosen = settings.pop("datasets", None) or {**own, **{name: name for name in table.datasets}}
-    chosen = {name: wanted for name, wanted in chosen.items() if wanted in table.datasets}
-    rows = [line for file in files for line in read_slice_scores(file, datasets=chosen, **settings)]
-    cells = table_values([rows])
+    cells = table_values([foreign_rows(row, table, data)])
     note = row.note
     if "mean" in cells and cells["mean"]["datasets"] < len(table.datasets):
         note = f"mean over {cells['mean']['datasets']} of {len(table.datasets)} datasets. {note}".strip()
@@ -151,19 +145,6 @@ def _costs(folders: Sequence[Path]) -> dict[str, dict[str, Any]]:
     return {
         name: {"cost": fmean(e[name] for e in efforts)} for name in COSTS if efforts and all(name in e for e in efforts)
     }
-
-
-def _by_folder(cells: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
-    """Cells by the folder's name, which the columns use, where the dataset calls itself otherwise."""
-    names = {name: name for name in cells}
-    for folder in runs[0].datasets if runs else ():
-        names[dataset_name(folder)] = folder.name
-    return {names[name]: cell for name, cell in cells.items()}
-
-
-def dataset_name(folder: Path) -> str:
-    """The name by which a dataset's cases call it."""
-    return str(read_json(folder / "dataset.json", "dataset.json").get("name") or folder.name)
 
 
 def _printed(line: Line, columns: Sequence[str]) -> list[list[str]]:

@@ -18,9 +18,10 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import CacheDataset, DataLoader, decollate_batch, list_data_collate
 from monai.engines import SupervisedTrainer
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.losses import DiceLoss
 from monai.transforms import (
+    CastToTyped,
     Compose,
     Invertd,
     RandAffined,
@@ -35,11 +36,14 @@ from boltzformer.data.case_prompts import case_name
 from boltzformer.training.closed_set_plan import (
     IGNORED,
     ClosedSetPlan,
+    CountedObjectsd,
     Greyd,
     ObjectChannelsd,
     read_volumes,
     to_grid,
 )
+
+_TOLD_EVERY = 100
 
 
 class AnnotatedLoss(nn.Module):
@@ -59,6 +63,15 @@ class AnnotatedLoss(nn.Module):
         return ((dice + entropy) * counts).sum() / counts.sum().clamp(min=1)
 
 
+class BFloat16Inferer(SimpleInferer):
+    """MONAI inferer: the network under autocast to bfloat16 on a CPU, where MONAI's `amp` is for CUDA."""
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Logits of a batch; weights and loss stay float32."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().__call__(inputs, network, *args, **kwargs)
+
+
 def train_for(
     cases: Sequence[Mapping[str, Any]],
     plan: ClosedSetPlan,
@@ -70,6 +83,8 @@ def train_for(
     seed: int = 0,
     most_steps: int | None = None,
     clock: Callable[[], float] = time.monotonic,
+    bfloat16: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[float]:
     """Train for a time that counts from the first step; reading the volumes into memory comes before.
 
@@ -85,6 +100,8 @@ def train_for(
         most_steps: end after as many, also before the time is over.
         clock: tells the time in seconds; `time.process_time` counts the processor's, so that a busy machine takes
             nothing away.
+        bfloat16: compute the network in it on a CPU.
+        say: gets a line every hundred steps.
 
     Returns:
         the loss of each step.
@@ -103,6 +120,7 @@ def train_for(
         network=network.to(device),
         optimizer=optimizer,
         loss_function=AnnotatedLoss(),
+        inferer=BFloat16Inferer() if bfloat16 else SimpleInferer(),
         amp=device.type == "cuda",
         decollate=False,
     )
@@ -115,6 +133,8 @@ def train_for(
             group["lr"] = learning_rate * max(1 - done, 0.0) ** 0.9
         if done >= 1 or len(losses) == most_steps:
             engine.terminate()
+        if len(losses) % _TOLD_EVERY == 0:
+            say(f"{min(done, 1):.0%} of the time, {len(losses)} steps, loss {np.mean(losses[-_TOLD_EVERY:]):.3f}")
 
     trainer.add_event_handler(Events.ITERATION_COMPLETED, after_step)
     trainer.run()
@@ -171,11 +191,14 @@ def _training_transform(plan: ClosedSetPlan, patches: int) -> Compose:
             read_volumes(both),
             *to_grid(both, plan),
             Greyd("image", plan),
-            ObjectChannelsd("label", plan),
+            CountedObjectsd("label", plan),
+            # labels stay one small map until a patch is left of them: the cases lie in memory up to here
+            CastToTyped("label", torch.int16),
             SpatialPadd(both, plan.patch, mode="edge"),
             RandCropByPosNegLabeld(both, "label", plan.patch, pos=2, neg=1, num_samples=patches, allow_smaller=False),
             RandAffined(both, prob=0.3, mode=("bilinear", "nearest"), **turn),
             RandScaleIntensityd("image", factors=0.15, prob=0.3),
             RandGaussianNoised("image", prob=0.2, std=0.1),
+            ObjectChannelsd("label", plan),
         ]
     )

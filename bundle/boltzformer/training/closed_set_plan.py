@@ -67,7 +67,7 @@ def make_plan(cases: Sequence[Mapping[str, Any]], patch: Sequence[int], most: in
     if not len(grey):
         raise InputError(f"{cases[0]['image']}: neither it nor the next {most} training cases hold a labelled voxel.")
     spacing = np.median(spacings, axis=0)
-    kernels, strides, steps = _topology(patch, spacing)
+    kernels, strides, steps = topology(patch, spacing)
     low, high = np.percentile(grey, [0.5, 99.5])
     x, y, z = (int(-(-size // step) * step) for size, step in zip(patch, steps, strict=True))
     mean, sd = float(grey.mean()), float(max(grey.std(), 1e-6))
@@ -75,13 +75,23 @@ def make_plan(cases: Sequence[Mapping[str, Any]], patch: Sequence[int], most: in
     return ClosedSetPlan(objects, places, (x, y, z), float(low), float(high), mean, sd, kernels, strides)
 
 
-def _topology(patch: Sequence[int], spacing: np.ndarray) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
-    """Halve the axes that are long and fine enough, level by level, as nnU-Net does; at most 5 times."""
+def topology(patch: Sequence[int], spacing: np.ndarray) -> tuple[list[list[int]], list[list[int]], np.ndarray]:
+    """Kernels and strides of each level: long and fine axes are halved, as nnU-Net does; at most 5 times.
+
+    Args:
+        patch: voxels wished for.
+        spacing: mm along each axis.
+
+    Returns:
+        kernels, strides, and the voxels along each axis that a patch must be a multiple of.
+    """
     size, spacing = np.array(patch), np.array(spacing)
-    steps = np.ones(3, int)
+    steps, kernel = np.ones(3, int), np.ones(3, int)
     kernels, strides = [], [[1, 1, 1]]
     while True:
-        kernels.append([3 if space <= 2 * spacing.min() else 1 for space in spacing])
+        # an axis that is too coarse for a kernel of 3 gets one when the others are as coarse, and keeps it from then on
+        kernel = np.where(spacing <= 2 * spacing.min(), 3, kernel)
+        kernels.append([int(one) for one in kernel])
         stride = np.where((spacing <= 2 * spacing.min()) & (size >= 8), 2, 1)
         if np.all(stride == 1) or len(strides) == 6:
             return kernels, strides, steps
@@ -108,11 +118,13 @@ def make_network(plan: ClosedSetPlan, first_filters: int = 32) -> DynUNet:
     )
 
 
-class ObjectChannelsd(MapTransform):
-    """Dictionary transform: label map (1, ...) -> a channel for each object of 0 and 1, `IGNORED` where not annotated.
+class CountedObjectsd(MapTransform):
+    """Dictionary transform: an item's `counted` are the objects that its case teaches: there, or looked for.
+
+    Comes before a patch is cut out: an object that lies elsewhere in the case is absent from the patch.
 
     Args:
-        keys: label maps.
+        keys: label maps (1, ...).
         plan: says the objects.
     """
 
@@ -124,10 +136,30 @@ class ObjectChannelsd(MapTransform):
         """Of one item; its `annotated` says which absent objects are negatives."""
         item = dict(data)
         for key in self.key_iterator(item):
-            label = item[key]
-            channels = torch.cat([(label == value).float() for value in self.values])
+            known = {*item.get("annotated", ()), *torch.unique(item[key]).tolist()}
+            item["counted"] = [value for value in self.values if value in known]
+        return item
+
+
+class ObjectChannelsd(MapTransform):
+    """Dictionary transform: label map (1, ...) -> a channel of 0 and 1 for each object, or of `IGNORED`.
+
+    Args:
+        keys: label maps.
+        plan: says the objects.
+    """
+
+    def __init__(self, keys: KeysCollection, plan: ClosedSetPlan) -> None:
+        super().__init__(keys)
+        self.values = list(plan.objects)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Of one item with the `counted` of `CountedObjectsd`."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            channels = torch.cat([(item[key] == value).float() for value in self.values])
             for channel, value in zip(channels, self.values, strict=True):
-                if value not in item.get("annotated", ()) and not channel.any():
+                if value not in item["counted"]:
                     channel.fill_(IGNORED)
             item[key] = channels
         return item
