@@ -56,7 +56,7 @@ def test_nothing_changes_within_the_range_or_without_a_spacing(network, axis):
 
 def test_evaluation_sees_the_same_canvas(network):
     images = torch.rand(4, 1, 40, 36)
-    images[1] = images[0]
+    images[1], images[3] = images[0], images[2]  # the last one is the same slice with another spacing
     text = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0]]
     spacing = torch.tensor([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [torch.nan, torch.nan]])
     with torch.no_grad():
@@ -132,8 +132,12 @@ def test_evaluation_and_inference_see_the_same_bodies(network, sizes, first, sec
     assert counts == ([1, 1, 1, 1] if sizes is NEAR else [4, 4, 1, 1])
     text = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[1]]
     spacing = torch.tensor([[1.0, 1.0]] * 3 + [[torch.nan, torch.nan]])
-    with torch.no_grad():
+    encoded, encode = [], network.encode_image
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "encode_image", lambda views: (encoded.append(len(views)), encode(views))[1])
         found = SharedEncodingInferer(sizes, body_view=True)(images, network, text=text, known_spacing=spacing)
+    assert sum(encoded) == sum(counts[1:])  # the second row has the first one's slice
+    with torch.no_grad():
         whole = SharedEncodingInferer()(images, network, text=text, known_spacing=spacing)
     settings = {"pixel_size_mm": sizes, "body_view": True, "precision": "plain"}
     expected = PromptedSliceInferer(PROMPTS, **settings)(volume, network).as_tensor()

@@ -9,16 +9,15 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
-from boltzformer.data.canvas import canvas_of, check_pixel_sizes
-from boltzformer.inference.canvas import BodyViews
-from boltzformer.volumes.spacing import is_known
+from boltzformer.data.canvas import check_pixel_sizes
+from boltzformer.inference.canvas import on_canvas
 
 
 class SharedEncodingInferer(Inferer):
     """MONAI inferer for batches of (slice, prompt) pairs in which neighbours often have the same slice.
 
-    A slice that equals its predecessor voxel by voxel is not encoded again. The result is that of
-    `network(image, text)`.
+    A slice that equals its predecessor voxel by voxel is not encoded again, nor is any of its views. The result is that
+    of `network(image, text)`, through the views of `boltzformer.inference.canvas` where sizes are given.
 
     Args:
         pixel_size_mm: sizes of the network's pixels that training covered, see `boltzformer.data.canvas`; None takes
@@ -30,6 +29,7 @@ class SharedEncodingInferer(Inferer):
         super().__init__()
         self.body_view = body_view
         self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
+        self._earlier: Any = None
 
     def __call__(
         self,
@@ -53,39 +53,31 @@ class SharedEncodingInferer(Inferer):
         Returns:
             Logits (B, 1, H, W), float32.
         """
-        if text is None:
-            text = [network.default_prompt] * len(inputs)
+        texts = [network.default_prompt] * len(inputs) if text is None else list(text)
+        parts = []
+        for rows in _same_slices(inputs, known_spacing):
+            # (1, P, H, W): one slice with the prompts of its rows, seen as inference sees it
+            found = self._through(network, inputs, known_spacing, rows).predict(inputs[rows][:1], texts[rows])
+            parts.append(found.logits.transpose(0, 1))
+        return torch.cat(parts)
+
+    def _through(self, network: Any, inputs: Tensor, known_spacing: Tensor | None, rows: slice) -> Any:
+        """The network for the slice of these rows."""
         if self.pixel_size_mm is None or known_spacing is None:
-            return self._whole(inputs, network, text)
-        parts = []
-        for start, spacing in _runs(known_spacing):  # a batch comes from one case: one run
-            rows = slice(start, start + len(spacing))
-            if self.body_view and is_known(*spacing[0].tolist()):
-                seen = BodyViews(inputs[rows], spacing[0].tolist(), network.image_size, self.pixel_size_mm)
-                texts = [one for one, count in zip(text[rows], seen.counts, strict=True) for _ in range(count)]
-                parts.append(seen.joined(self._whole(seen.views, network, texts)))
-                continue
-            canvas = canvas_of(inputs.shape[-2:], spacing[0].tolist(), network.image_size, self.pixel_size_mm)
-            views = [self._whole(view, network, text[rows]) for view in canvas.views(inputs[rows])]
-            parts.append(canvas.join(views))
-        return torch.cat(parts)
-
-    def _whole(self, inputs: Tensor, network: Any, text: Sequence[str]) -> Tensor:
-        """Logits of slices that go in as they are."""
-        starts = [0] + [i for i in range(1, len(inputs)) if not torch.equal(inputs[i], inputs[i - 1])]
-        ends = [*starts[1:], len(inputs)]
-        features = network.encode_image(inputs[starts])
-        parts = []
-        for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            prompts = network.encode_text(list(text[start:end]))
-            parts.append(network.decode(features[index : index + 1], prompts).logits)
-        return torch.cat(parts)
+            return network
+        along = known_spacing[rows.start].tolist()
+        size = (inputs.shape[-2], inputs.shape[-1])
+        self._earlier = on_canvas(
+            network, size, (along[0], along[1]), self.pixel_size_mm, self.body_view, self._earlier
+        )
+        return self._earlier
 
 
-def _runs(spacing: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Where each run of equal rows begins, with its rows."""
+def _same_slices(inputs: Tensor, known_spacing: Tensor | None) -> Iterator[slice]:
+    """The rows of a batch in runs that show one slice, voxel by voxel, with one spacing."""
+    shown = [inputs] if known_spacing is None else [inputs, known_spacing.nan_to_num()]
     start = 0
-    for end in range(1, len(spacing) + 1):
-        if end == len(spacing) or not torch.equal(torch.nan_to_num(spacing[end]), torch.nan_to_num(spacing[start])):
-            yield start, spacing[start:end]
+    for end in range(1, len(inputs) + 1):
+        if end == len(inputs) or not all(torch.equal(one[end], one[start]) for one in shown):
+            yield slice(start, end)
             start = end
