@@ -129,6 +129,14 @@ def test_tolerance(tmp_path, array, off, accepted):
             find_series(tmp_path)
 
 
+@pytest.mark.parametrize(("stated", "thick"), [("5", 5.0), ("0", 1.0), (None, 1.0)])
+def test_a_single_slice_is_as_thick_as_it_says(tmp_path, stated, thick):
+    turned = Rotation.from_euler("xyz", [20, -10, 35], degrees=True).as_matrix()
+    write_series(tmp_path, body((20, 24, 1)), turned, **({} if stated is None else {"SliceThickness": stated}))
+    affine = find_series(tmp_path).affine
+    np.testing.assert_allclose(affine[:3, 2], np.diag([-1, -1, 1]) @ turned[:, 2] * thick, atol=1e-6)
+
+
 def test_two_slices_at_one_place(tmp_path, array):
     write_series(tmp_path, array, offsets={2: -3.0})
     with pytest.raises(InputError, match="at the same position"):

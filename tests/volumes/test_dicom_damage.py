@@ -14,6 +14,7 @@ from boltzformer.volumes.dicom_pixels import read_series
 from boltzformer.volumes.sources import open_volume
 
 from tests.support import body
+from tests.volumes.small_series import straight, write_small_series
 from tests.volumes.test_dicom import write_series
 
 
@@ -95,6 +96,22 @@ def test_each_slice_has_its_own_slope(series, array):
     expected = (array.astype(np.float64) + 1024) * slopes - 1024
     assert voxels.max() > 2**15
     np.testing.assert_allclose(voxels, expected)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_slices_of_several_number_types_keep_their_values(tmp_path, first):
+    files = write_small_series(tmp_path / "s", straight(4), RescaleIntercept=0)
+    kinds = [("<i2", -500, 16), ("<u2", 40000, 16), ("<u2", 3000, 12), ("u1", 200, 8)]
+    kinds = kinds[first:] + kinds[:first]
+    for file, (kind, value, bits) in zip(files, kinds, strict=True):
+        data = pydicom.dcmread(file)
+        data.PixelRepresentation = int(kind == "<i2")
+        data.BitsAllocated, data.BitsStored, data.HighBit = 8 * np.dtype(kind).itemsize, bits, bits - 1
+        data.PixelData = np.full((data.Rows, data.Columns), value, kind).tobytes()
+        data["PixelData"].VR = "OW"
+        data.save_as(file)
+    voxels = read_series(find_series(tmp_path / "s"))
+    assert voxels[3, 4].tolist() == [value for _, value, _ in kinds]
 
 
 def test_an_intercept_without_a_slope(series, array):

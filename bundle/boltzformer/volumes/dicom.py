@@ -36,6 +36,7 @@ class DicomSeries:
         shape: (columns, rows, slices).
         scaling: (slope, intercept) of each file.
         inverted: for each file the M of a MONOCHROME1 image, which decoders turn into M - stored; None for others.
+        stored: bits and sign of each file's pixels, as text; slices of one series may differ in them.
     """
 
     folder: Path
@@ -48,6 +49,10 @@ class DicomSeries:
     shape: tuple[int, int, int]
     scaling: tuple[tuple[float, float], ...]
     inverted: tuple[int | None, ...]
+    stored: tuple[str, ...]
+
+
+_LINK = "is a link to a folder, which is not followed; name the folder itself"
 
 
 def has_dicom(folder: str | Path) -> bool:
@@ -57,11 +62,12 @@ def has_dicom(folder: str | Path) -> bool:
 
 
 def survey_tree(folder: str | Path) -> FolderContents:
-    """Look at every file in a folder and its folders; links to folders and hidden ones are not followed."""
+    """Look at every file in a folder and its folders, not in hidden ones; a link to a folder is told, not followed."""
     parts = []
     for place, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        parts.append(survey_folder(Path(place)))
+        links = [Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
+        parts += [survey_folder(Path(place)), FolderContents(others=dict.fromkeys(links, _LINK))]
     return merge(parts)
 
 
@@ -120,7 +126,8 @@ def series_of(contents: FolderContents, folder: Path, uneven_spacing: str = "ref
     shape = (int(first.Columns), int(first.Rows), len(files))
     scaling = tuple(_scaling(headers[file], file) for file in files)
     inverted = tuple(_inverted(headers[file], file) for file in files)
-    return DicomSeries(folder, files, affine, modality, _uid(first), positions, part, shape, scaling, inverted)
+    stored = tuple(_stored(headers[file]) for file in files)
+    return DicomSeries(folder, files, affine, modality, _uid(first), positions, part, shape, scaling, inverted, stored)
 
 
 def _uid(header: Dataset) -> str:
@@ -196,13 +203,21 @@ def _affine(header: Dataset, file: Path, positions: np.ndarray, folder: Path, un
         off = np.linalg.norm(positions - (positions[0] + np.arange(count)[:, None] * step), axis=1).max()
         _check_even(off, np.linalg.norm(np.diff(positions, axis=0), axis=1), folder, uneven_spacing)
     else:
-        step = np.cross(along_row, along_column)
+        step = np.cross(along_row, along_column) * _thickness(header, file)
     lps = np.eye(4)
     lps[:3, 0] = along_row * column_spacing
     lps[:3, 1] = along_column * row_spacing
     lps[:3, 2] = step
     lps[:3, 3] = positions[0]
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+
+
+def _thickness(header: Dataset, file: Path) -> float:
+    """Of a slice by itself in mm, which has no neighbour to measure a distance to: as stated, else 1."""
+    if header.get("SliceThickness") in (None, ""):
+        return 1.0
+    stated = read_numbers(header, "SliceThickness", 1, file)[0]
+    return stated if stated > 0 else 1.0
 
 
 def _check_even(off: float, gaps: np.ndarray, folder: Path, uneven_spacing: str) -> None:
@@ -236,3 +251,7 @@ def _inverted(header: Dataset, file: Path) -> int | None:
         return None
     signed = header.get("PixelRepresentation", 0) == 1
     return -1 if signed else 2 ** int(read_numbers(header, "BitsStored", 1, file)[0]) - 1
+
+
+def _stored(header: Dataset) -> str:
+    return " ".join(str(header.get(tag, "")) for tag in ("BitsAllocated", "BitsStored", "PixelRepresentation"))

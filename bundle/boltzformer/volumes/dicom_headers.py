@@ -19,11 +19,11 @@ _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality"),
     *("BodyPartExamined", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
     *("NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept", "BitsAllocated"),
+    *("RescaleSlope", "RescaleIntercept", "BitsAllocated", "SliceThickness"),
 )
-_ONLY_TOLD = {"SeriesDescription", "SeriesNumber", "BodyPartExamined"}
+_ONLY_TOLD = {"SeriesDescription", "SeriesNumber", "BodyPartExamined", "SliceThickness"}
 _LONGEST = 200  # of what pydicom says, which quotes all bytes
-_DICOM_ENDINGS = {".dcm", ".dicom", ".ima"}
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
 
 @dataclass
@@ -65,7 +65,7 @@ def survey_folder(folder: Path) -> FolderContents:
     endings = {_ending(file) for file in contents.images}
     for file, reason in doubtful.items():
         blank = reason != _NO_DICOM and _ending(file) in endings
-        if blank or _pattern(file) in patterns or _ending(file) in _DICOM_ENDINGS:
+        if blank or _pattern(file) in patterns or _ending(file) in DICOM_ENDINGS:
             contents.damaged[file] = reason
         else:
             contents.others[file] = reason

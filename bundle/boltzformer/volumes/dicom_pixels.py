@@ -26,7 +26,7 @@ def read_series(series: DicomSeries) -> np.ndarray:
     Raises:
         InputError: a slice cannot be decoded, or what comes has another shape than the headers say.
     """
-    if len(set(series.scaling)) == 1:
+    if len(set(zip(series.scaling, series.stored, strict=True))) == 1:
         array = _decode(series.files, series)
     else:
         # ITK takes the whole series' number type from its first file, in which others wrap or lose fractions
