@@ -359,6 +359,23 @@ def test_foreign_prompts_have_empty_masks_and_their_share(dataset):
     assert all(data[index]["object"] != "foreign" for index in range(3))
 
 
+def test_what_another_dataset_calls_the_same_is_not_foreign(dataset, make_case):
+    cases = [
+        make_case("a", dataset="one", objects={1: "Block", 2: "dot"}, body_part="chest"),
+        make_case("b", dataset="two", objects={1: "block", 2: "ring"}, body_part="abdominal"),
+    ]
+    cases.append({**cases[1], "dataset": "three", "objects": {1: "crumb", 2: "bit"}})  # other labels of two's image
+    data = dataset(cases, training=True, foreign_prompts=["DOT in CT", "liver"], foreign_share=0.5)
+    rng = np.random.default_rng(0)
+    found = [{data._prompts.draw_foreign(number, rng) for _ in range(1000)} for number in range(3)]
+    assert all("liver" in some and not any("block" in text.lower() for text in some) for some in found)
+    assert any("ring" in text for text in found[0]) and any("crumb" in text for text in found[0])
+    assert not any("dot" in text.lower() for text in found[0])
+    for some in found[1:]:  # each other's objects are in their images
+        assert {"dot", "DOT in CT"} < some
+        assert not any(name in text for text in some for name in ("ring", "crumb", "bit"))
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

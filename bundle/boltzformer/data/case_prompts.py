@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from boltzformer.data.prompts import Prompt
-from boltzformer.data.wordings import WordingBook
+from boltzformer.data.wordings import WordingBook, object_key
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
 
@@ -24,7 +24,8 @@ class CasePrompts:
         cases: complete ones, see `complete_case`.
         book: the wording book.
         foreign: sentences for what is in none of the images: a list, or a JSON file with one. Another dataset's objects
-            are foreign to a case too. None where nothing foreign is asked for.
+            are foreign to a case too, but for those that its own dataset names, in whatever words, or that another
+            dataset labels in the same images. None where nothing foreign is asked for.
 
     Raises:
         InputError: two objects of a case share a wording; no list of sentences; nothing is foreign.
@@ -35,7 +36,7 @@ class CasePrompts:
     ) -> None:
         self._datasets = [case["dataset"] for case in cases]
         self._wordings = [_wordings(case, book) for case in cases]
-        self._foreign = {} if foreign is None else _foreign(self._datasets, self._wordings, foreign)
+        self._foreign = {} if foreign is None else _foreign(cases, self._wordings, foreign)
 
     def first(self, number: int, value: int) -> str:
         """The first wording of an object: a case's number and a label value."""
@@ -104,17 +105,29 @@ def _wordings(case: Mapping[str, Any], book: WordingBook) -> dict[int, list[str]
 
 
 def _foreign(
-    datasets: Sequence[str], wordings: Sequence[Mapping[int, list[str]]], prompts: Sequence[str] | str | Path
+    cases: Sequence[Mapping[str, Any]],
+    wordings: Sequence[Mapping[int, list[str]]],
+    prompts: Sequence[str] | str | Path,
 ) -> dict[str, list[str]]:
     """For each dataset what is foreign to it: the given sentences, and the wordings of other datasets' objects."""
     listed = read_json(prompts, "list of foreign prompts") if isinstance(prompts, str | Path) else list(prompts)
     if not isinstance(listed, list) or not all(isinstance(text, str) and text.strip() for text in listed):
         raise InputError(f"foreign_prompts: expected a list of sentences, found {prompts!r}.")
-    own: dict[str, set[str]] = {}
-    for dataset, texts in zip(datasets, wordings, strict=True):
-        own.setdefault(dataset, set()).update(text for some in texts.values() for text in some)
-    known = set(listed).union(*own.values())
-    found = {name: sorted(known - texts) for name, texts in own.items()}
+    texts: dict[str, set[str]] = {}  # of each object; its body part, and so its wordings, differ between datasets
+    in_image: dict[str, set[str]] = {}
+    images: dict[str, set[str]] = {}
+    for case, of_case in zip(cases, wordings, strict=True):
+        images.setdefault(case["dataset"], set()).add(case["image"])
+        for value, own in of_case.items():
+            name = object_key(case["objects"][value])
+            texts.setdefault(name, set()).update(own)
+            in_image.setdefault(case["image"], set()).add(name)
+    found = {}
+    for dataset, some in images.items():
+        there = set().union(*(in_image[image] for image in some))
+        own = {text.casefold() for name in there for text in texts[name]}
+        known = {text for name, all_of_it in texts.items() if name not in there for text in all_of_it}
+        found[dataset] = sorted(text for text in known.union(listed) if text.casefold() not in own)
     if not all(found.values()):
         raise InputError("foreign_share is above 0, but nothing is foreign: give foreign_prompts, or a second dataset.")
     return found

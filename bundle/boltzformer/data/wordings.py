@@ -82,7 +82,7 @@ class WordingBook:
             "modality": MODALITY_WORDS.get(modality.upper(), modality),
             "body_part": body_part,
         }
-        own = self.entries.get(_key(object_name), []) + self.entries.get(ANY_OBJECT, [])
+        own = self.entries.get(object_key(object_name), []) + self.entries.get(ANY_OBJECT, [])
         templates = own if own and self.file_mode == "replace" else [*own, *self.templates]
         usable = [template for template in templates if all(words[field] for field in _fields(template))]
         prompts = [check_prompt(template.format(**words), f"prompt of '{object_name}'") for template in usable]
@@ -154,13 +154,14 @@ def check_entries(content: Mapping[str, Any], origin: str | Path) -> dict[str, l
         listed = [wordings] if isinstance(wordings, str) else wordings
         if not isinstance(listed, list) or not listed:
             raise InputError(f"{source}: expected a wording or a list of wordings, found {wordings!r}.")
-        if _key(name) in entries:
+        if object_key(name) in entries:
             raise InputError(f"{source}: another entry names the same object; join the two.")
-        entries[_key(name)] = [_check_template(wording, source) for wording in listed]
+        entries[object_key(name)] = [_check_template(wording, source) for wording in listed]
     return entries
 
 
-def _key(name: str) -> str:
+def object_key(name: str) -> str:
+    """What is equal for two spellings of an object's name: upper and lower case, underscores and spaces."""
     return " ".join(name.replace("_", " ").lower().split())
 
 
