@@ -125,9 +125,9 @@ def _foreign(
     found = {}
     for dataset, some in images.items():
         there = set().union(*(in_image[image] for image in some))
-        own = {text.casefold() for name in there for text in texts[name]}
+        named = {text.casefold() for name in there for text in texts[name]}
         known = {text for name, all_of_it in texts.items() if name not in there for text in all_of_it}
-        found[dataset] = sorted(text for text in known.union(listed) if text.casefold() not in own)
+        found[dataset] = sorted(text for text in known.union(listed) if text.casefold() not in named)
     if not all(found.values()):
         raise InputError("foreign_share is above 0, but nothing is foreign: give foreign_prompts, or a second dataset.")
     return found
