@@ -39,6 +39,7 @@ from scripts.volume_case import PHASES, VolumeRun, run_volume, segmenter_of, wri
 
 ORGANS = ("mandible", "brainstem", "left parotid gland", "spinal cord", "larynx", "right parotid gland", "esophagus")
 PROMPTS = [f"{organ} in head and neck CT" for organ in (*ORGANS, "thyroid gland", "oral cavity", "left cochlea")]
+_ALONE = "float32, 1 prompt: "
 DYNUNET_FILTERS = (32, 64, 128, 256, 320, 320)
 
 
@@ -121,6 +122,9 @@ def _whole_volumes(file: Path, folder: Path) -> list[VolumeRun]:
             for count in (1, 4, 10) if precision == "float32" else (1,):
                 name = f"{precision}{looks}, {count} prompt{'s' if count > 1 else ''}"
                 runs.append(run_volume(segmenter, file, PROMPTS[:count], name, folder))
+            if precision == "float32" and not looks:
+                # what a prompt costs depends on where its object can be, and on whether the network knows its name
+                runs += [run_volume(segmenter, file, [text], f"{_ALONE}{text}", folder) for text in PROMPTS[1:]]
     return runs
 
 
@@ -142,6 +146,9 @@ def _bars_of_runs(runs: Sequence[VolumeRun], slices: int) -> list[Bar]:
             Bar(f"10 prompts{looks}, time of 1 prompt", many.total / one.total, "x", 2.0, 1.5),
             Bar(f"time outside the network{looks}, 1 prompt", 100 * one.outside, "%", 15, 5),
         ]
+    alone = [named["float32, 1 prompt"].total, *(run.total for run in runs if run.name.startswith(_ALONE))]
+    together = named["float32, 10 prompts"].total
+    bars.append(Bar("10 prompts, time of one of the ten alone, mean", together / statistics.mean(alone), "x", 2.0, 1.5))
     paper = [run for run in runs if run.name.startswith("paper")]
     return bars + [
         Bar("paper's network, 1 prompt", run.total, "s", 5 * slices / 300, 2 * slices / 300) for run in paper

@@ -23,6 +23,7 @@ from boltzformer.training.closed_set_plan import (
     make_plan,
     topology,
 )
+from monai.transforms import LoadImage
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -69,7 +70,11 @@ def test_what_is_not_annotated_costs_nothing(phantoms):
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_steps_lower_the_loss(phantoms, bfloat16):
+def test_steps_lower_the_loss(phantoms, bfloat16, monkeypatch):
+    read, load = [], LoadImage.__call__
+    monkeypatch.setattr(
+        LoadImage, "__call__", lambda self, name, *more: (read.append(name), load(self, name, *more))[1]
+    )
     cases = load_cases(phantoms)
     plan = make_plan(cases, (32, 32, 8))
     torch.manual_seed(0)
@@ -78,6 +83,8 @@ def test_steps_lower_the_loss(phantoms, bfloat16):
     settings = {"most_steps": 12, "learning_rate": 5e-3, "bfloat16": bfloat16}
     losses = train_for(cases, plan, network, 3600, torch.device("cpu"), **settings)
     assert len(losses) == 12
+    assert len(set(read[-4:])) == 4, "both files of both cases"
+    assert len(read) == 4 + 4, "once for the plan, once for all the steps"
     assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.05
     assert kinds == {torch.bfloat16 if bfloat16 else torch.float32}
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}

@@ -188,7 +188,8 @@ def _training_transform(plan: ClosedSetPlan, patches: int) -> Compose:
     }
     return Compose(
         [
-            read_volumes(both),
+            # one flat list: a Compose within counts as random to CacheDataset, which would then keep nothing
+            *read_volumes(both).transforms,
             *to_grid(both, plan),
             Greyd("image", plan),
             CountedObjectsd("label", plan),
