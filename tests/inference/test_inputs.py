@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from boltzformer.data.phantom import write_phantoms
 from boltzformer.errors import InputError
-from boltzformer.inference.inputs import find_volumes
+from boltzformer.inference.inputs import find_volumes, survey_volumes
 from boltzformer.inference.load import LoadVolumed
 from boltzformer.volumes.names import case_name
 from boltzformer.volumes.spacing import spacing_of
@@ -33,6 +36,34 @@ def test_series_and_folder_of_series(tmp_path):
         write_series(tmp_path / name, body((8, 8, 2)))
     assert _names(tmp_path / "first") == ["first"]
     assert _names(tmp_path) == ["first", "second"]
+
+
+def test_what_lies_beside_volume_files_is_named(tmp_path):
+    for folder in ("series", "deep/er", "notes"):
+        (tmp_path / folder).mkdir(parents=True)
+    save_nifti(tmp_path / "a.nii.gz", body(), np.eye(4))
+    save_nifti(tmp_path / "deep" / "er" / "b.nii.gz", body(), np.eye(4))
+    write_series(tmp_path / "series", body((8, 8, 2)))
+    shutil.copy(next((tmp_path / "series").iterdir()), tmp_path / "IM0001")
+    (tmp_path / "notes" / "text.txt").write_text("no volume")
+    (tmp_path / "text").write_text("no volume")
+    found = survey_volumes(tmp_path)
+    assert [case["case"] for case in found.cases] == ["a"]
+    told = {Path(path).name: reason.split(",")[0] for path, reason in found.skipped.items()}
+    folder = "is a folder beside volume files"
+    assert told == {"IM0001": "is a DICOM file beside volume files", "deep": folder, "series": folder}
+
+
+def test_a_link_to_a_series_is_named(tmp_path):
+    write_series(tmp_path / "far" / "second", body((8, 8, 2)))
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "second").symlink_to(tmp_path / "far" / "second")
+    with pytest.raises(InputError, match="second: is a link to a folder"):
+        survey_volumes(tmp_path / "study")
+    write_series(tmp_path / "study" / "first", body((8, 8, 2)))
+    found = survey_volumes(tmp_path / "study")
+    assert [case["case"] for case in found.cases] == ["first"]
+    assert list(found.skipped) == [str(tmp_path / "study" / "second")]
 
 
 def test_dataset_gives_its_held_out_images(tmp_path):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydicom.misc import is_dicom
+
 from boltzformer.data.cases import list_images
 from boltzformer.errors import InputError
 from boltzformer.volumes.dicom import survey_tree
-from boltzformer.volumes.dicom_headers import FolderContents
+from boltzformer.volumes.dicom_headers import DICOM_ENDINGS, FolderContents
 from boltzformer.volumes.modality import normal_modality
 from boltzformer.volumes.names import case_name, check_names, volume_suffix
 from boltzformer.volumes.spacing import SPACING_KNOWN
@@ -77,15 +80,44 @@ def _volumes_at(path: Path) -> FoundVolumes:
     files = [entry for entry in entries if not entry.name.startswith(".")]
     hidden = {str(entry): "is hidden (its name begins with a dot)" for entry in entries if entry not in files}
     if files:
-        return FoundVolumes([_case(file) for file in files], hidden)
+        return FoundVolumes([_case(file) for file in files], hidden | _passed_over(path))
     contents = survey_tree(path)
     cases = _series_cases(contents, path)
+    left = hidden | {str(file): reason for file, reason in contents.others.items()}
     if not cases:
+        first = next((f" Left out: {len(left)}, first {file}: {reason}." for file, reason in left.items()), "")
         raise InputError(
-            f"{path}: holds no NIfTI file (.nii, .nii.gz) and no DICOM series; name another folder."
-            + (f" {len(hidden)} hidden files were left out." if hidden else "")
+            f"{path}: holds no NIfTI file (.nii, .nii.gz) and no DICOM series; name another folder.{first}"
         )
-    return FoundVolumes(cases, hidden | {str(file): reason for file, reason in contents.others.items()})
+    return FoundVolumes(cases, left)
+
+
+def _passed_over(path: Path) -> dict[str, str]:
+    """Folders and DICOM files beside volume files: they may be results, or what the files were made from."""
+    entries = [entry for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+    left = {}
+    for entry in entries:
+        if entry.is_dir() and _has_volume(entry):
+            left[str(entry)] = "is a folder beside volume files, which alone are taken; name it to segment those in it"
+        elif not entry.is_dir() and _is_dicom(entry):
+            left[str(entry)] = "is a DICOM file beside volume files, which alone are taken; give each a folder"
+    return left
+
+
+def _has_volume(folder: Path) -> bool:
+    """Whether a volume's file or a DICOM file lies anywhere in a folder; ends at the first."""
+    return any(
+        volume_suffix(name) or _is_dicom(Path(place, name)) for place, _, names in os.walk(folder) for name in names
+    )
+
+
+def _is_dicom(file: Path) -> bool:
+    """By the first bytes, and only where the name can be a DICOM file's: without an ending, of digits, or its own."""
+    ending = file.suffix.lower()
+    if ending[1:].isdigit() or ending in ("", *DICOM_ENDINGS):
+        with suppress(OSError):
+            return file.is_file() and is_dicom(file)
+    return False
 
 
 def _series_cases(contents: FolderContents, root: Path) -> list[dict[str, Any]]:
