@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import logging
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 from boltzformer.apps.serve import check_exposure, read_token
+from boltzformer.apps.service import jobs
 from boltzformer.apps.service.uploads import Upload
 from boltzformer.errors import InputError
 
@@ -94,6 +97,8 @@ def test_too_much_of_anything(make_client, scan):
     refused(client.post("/api/jobs", content=head + b"x", headers=kind), 400, "cut")
     refused(client.post("/api/jobs", content=b"?" * 99, headers=kind), 400, "damaged or cut")
     refused(client.post("/api/jobs", json={}), 400, "expected a form")
+    as_text = client.post("/api/jobs", files=[("file", (None, "/data/ct.nii.gz"))], data={"prompt": "nodule"})
+    refused(as_text, 400, "'file' came as text; send it as a file")
     # each refusal gave its place back
     assert wait(client, send(client, scan))["state"] == "done"
 
@@ -152,17 +157,47 @@ def test_a_full_line_says_when_to_come_back(make_client, segmenter, scan):
         assert 1 <= int(third.headers["retry-after"]) <= 600
         assert client.get(f"/api/jobs/{second.json()['id']}").json()["ahead"] == 1
         assert client.get("/healthz").status_code == 200
-        assert client.delete(f"/api/jobs/{second.json()['id']}").status_code == 204
+        waiting = client.app.state.jobs.find(second.json()["id"])
+        assert client.delete(f"/api/jobs/{waiting.key}").status_code == 204
+        # the one taken back is gone at once, and its place is free, though another is being worked on
+        assert client.get(f"/api/jobs/{waiting.key}").status_code == 404
+        assert not waiting.folder.exists()
+        fourth = send(client, scan)
         go.set()
         assert wait(client, first)["state"] == "done"
-    for _ in range(200):  # the one taken back goes away unworked
-        gone = client.get(f"/api/jobs/{second.json()['id']}")
-        if gone.status_code == 404:
-            break
-        threading.Event().wait(0.05)
-    assert gone.status_code == 404
+        assert wait(client, fourth)["state"] == "done"
     assert wait(client, send(client, scan))["state"] == "done"
     assert 'boltzformer_refused_total{status="503"} 1.0' in client.get("/metrics").text
+
+
+def test_a_place_is_free_again_where_no_folder_could_be_made(make_client, scan, monkeypatch):
+    client = make_client(waiting=0)
+    with monkeypatch.context() as full:
+        full.setattr(tempfile, "mkdtemp", lambda **_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert send(client, scan).status_code == 500
+    assert wait(client, send(client, scan))["state"] == "done"
+    shutil.rmtree(client.app.state.jobs.root)  # as what cleans /tmp does
+    assert wait(client, send(client, scan))["state"] == "done"
+
+
+def test_results_go_in_time_while_another_request_is_worked_on(make_client, segmenter, scan, monkeypatch):
+    monkeypatch.setattr(jobs, "_CLEANING_SECONDS", 0.05)
+    client = make_client()
+    go = threading.Event()
+    done = client.app.state.jobs.find(wait(client, send(client, scan))["id"])
+    folder = done.folder
+    with before_each_slice(segmenter, lambda: go.wait(60)):
+        second = send(client, scan)
+        done.ended -= 3600.0
+        for _ in range(200):
+            if not folder.exists():
+                break
+            threading.Event().wait(0.05)
+        running = client.get(f"/api/jobs/{second.json()['id']}").json()["state"]
+        gone = not folder.exists()
+        go.set()
+        wait(client, second)
+    assert (running, gone) == ("running", True)
 
 
 def test_a_job_ends_when_its_time_is_over(make_client, segmenter, scan):

@@ -182,6 +182,8 @@ async def _admit(request: Request, folder: Path, jobs: Jobs, limits: Limits) -> 
 
 def _asked(upload: Upload, limits: Limits) -> tuple[list[Prompt], str, str]:
     unknown = [name for name in upload.fields if name not in FIELDS]
+    if "file" in unknown:
+        raise InputError("the field 'file' came as text; send it as a file with a name (curl: -F file=@scan.nii.gz).")
     if unknown:
         raise InputError(f"the field {unknown[0][:50]!r} is not known; the fields are file, {', '.join(FIELDS)}.")
     texts = upload.fields.get("prompt", [])

@@ -121,16 +121,21 @@ class Jobs:
         self._line: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._count = 0
         self.root = Path()
+        self._stopping = threading.Event()
         self._worker = threading.Thread(target=self._run, name="segmentation", daemon=True)
+        # of its own: a job may take longer than the results before it may be kept
+        self._cleaner = threading.Thread(target=self._keep_clean, name="cleaning", daemon=True)
 
     def start(self) -> None:
         """Make the folder for requests, which only this user can read, and start the worker."""
         _sweep()
-        self.root = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
+        self.root = _new_root()
         self._worker.start()
+        self._cleaner.start()
 
     def stop(self) -> None:
         """Stop after the slice that is being computed, and delete everything."""
+        self._stopping.set()
         with self._lock:
             for job in self._jobs.values():
                 job.cancelled = True
@@ -146,12 +151,24 @@ class Jobs:
 
         Raises:
             QueueFull: none is free.
+            OSError: the folder cannot be made; no place is taken.
         """
         with self._lock:
             if self._taken > self._limits.waiting:
                 usual = sum(self._durations) / len(self._durations) if self._durations else 30.0
                 raise QueueFull(max(1, min(600, round(usual))))
             self._taken += 1
+        try:
+            return self._new_folder()
+        except BaseException:
+            with self._lock:
+                self._taken -= 1
+            raise
+
+    def _new_folder(self) -> Path:
+        with self._lock:
+            if not self.root.is_dir():  # what cleans the system's temporary folder takes those that were long unused
+                self.root = _new_root()
         return Path(tempfile.mkdtemp(dir=self.root))
 
     def give_back(self, folder: Path) -> None:
@@ -189,28 +206,35 @@ class Jobs:
         return states.count(QUEUED), states.count(RUNNING)
 
     def remove(self, job: Job) -> None:
-        """Forget a job; one that runs ends after the slice at hand."""
-        job.cancelled = True
-        if job.state in (DONE, FAILED):
-            with self._lock:
-                self._jobs.pop(job.key, None)
-            shutil.rmtree(job.folder, ignore_errors=True)
+        """Forget a job and give its place back; one that runs ends after the slice at hand."""
+        with self._lock:
+            job.cancelled = True
+            if job.state == RUNNING:
+                return
+            known = self._jobs.pop(job.key, None) is not None
+            waited = known and job.state == QUEUED
+            if waited:
+                self._taken -= 1
+                job.state = FAILED
+        shutil.rmtree(job.folder, ignore_errors=True)
+        if waited:
+            self._on_end(job)
 
     def _run(self) -> None:
-        while True:
-            try:
-                job = self._line.get(timeout=_CLEANING_SECONDS)
-            except queue.Empty:
-                self._clean()
-                continue
-            if job is None:
-                return
+        while (job := self._line.get()) is not None:
             self._do(job)
             self._clean()
 
+    def _keep_clean(self) -> None:
+        while not self._stopping.wait(_CLEANING_SECONDS):
+            self._clean()
+
     def _do(self, job: Job) -> None:
+        with self._lock:
+            if job.key not in self._jobs:  # taken back while it waited
+                return
+            job.began, job.state = time.monotonic(), RUNNING
         self._count += 1
-        job.began, job.state = time.monotonic(), RUNNING
         try:
             job.check()
             self._work(job)
@@ -255,6 +279,10 @@ def where(error: BaseException) -> str:
         place = f"{Path(code.co_filename).name}, line {trace.tb_lineno}, in {code.co_name}"
         trace = trace.tb_next
     return f"{type(error).__name__} at {place}"
+
+
+def _new_root() -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
 
 
 def _sweep() -> None:
