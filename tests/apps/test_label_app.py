@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from boltzformer.apps.label_app.requests import InferRequest
 from boltzformer.inference.api import Segmenter
 from boltzformer.recipe import read_recipe
+from boltzformer.volumes.write import Grid
 
 from tests.apps.label_server import free_port, served, shipped_network_weights
 from tests.support import body, save_nifti
@@ -114,6 +118,19 @@ def test_a_prompt_is_not_evaluated(client, tmp_path):
     _, told = client.infer(MODEL, "a", {**NIFTI, "prompt": prompt})
     assert told["findings"][0]["prompt"] == prompt
     assert not trap.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files as Linux lists them")
+def test_an_answer_leaves_no_file_open(studies):
+    from boltzformer.apps.label_app.infer_task import _write
+
+    grid = Grid.of_path(studies / "a.nii.gz")
+    answer = SimpleNamespace(label_map=np.zeros(SHAPE, np.uint8))
+    before = len(os.listdir("/proc/self/fd"))
+    file = _write(answer, grid, InferRequest(()))  # type: ignore[arg-type]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert nib.load(file).shape == SHAPE
+    file.unlink()
 
 
 @pytest.mark.parametrize(

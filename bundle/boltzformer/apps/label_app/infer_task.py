@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -112,13 +113,9 @@ def _write(result: Segmentation, grid: Grid, wanted: InferRequest) -> Path:
     label_map = result.label_map
     extension = wanted.extension or volume_suffix(grid.name) or ".nii.gz"
     if extension == ".nii.gz" and wanted.dtype == "uint8":  # keeps the header of a NIfTI image bit by bit
-        folder = Path(tempfile.mkdtemp(prefix="boltzformer-"))
-        file = folder / "label.nii.gz"
-        grid.write(label_map, file)
-        moved = Path(tempfile.mkstemp(suffix=extension)[1])
-        file.replace(moved)
-        folder.rmdir()
-        return moved
+        handle, name = tempfile.mkstemp(suffix=extension)
+        os.close(handle)
+        return grid.write(label_map, Path(name), replace_foreign=True)  # the empty file is no result
     data = {
         "image_path": grid.name,
         "pred": np.ascontiguousarray(label_map),
