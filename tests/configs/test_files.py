@@ -87,9 +87,18 @@ def test_fine_tuning_sees_slices_as_evaluation_does():
     assert parser["validate#inferer"] == evaluate["inferer"]
     prepared = parser["validate#evaluator#prepare_batch#extra_keys"]
     assert prepared == evaluate["evaluator"]["prepare_batch"]["extra_keys"]
-    resize = parser["train#preprocessing#transforms"][-1]
+
+
+@pytest.mark.parametrize("overlay", [None, "train_shipped", "train_existence"])
+def test_training_takes_the_view_before_it_augments(overlay):
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{name}.json") for name in ("train", overlay) if name])
+    view, affine, *_, resize = parser["train#preprocessing#transforms"]
+    assert view["_target_"].endswith(".RandSliceViewd")
+    assert (view["pixel_size_mm"], view["body_view"]) == ("$@recipe.pixel_size_mm", "$@recipe.body_view")
+    assert affine["_target_"].endswith(".RandSliceAffined")
+    assert resize == {"_target_": resize["_target_"], "spatial_size": view["spatial_size"]}
     assert resize["_target_"].endswith(".ResizeSliced")
-    assert resize["pixel_size_mm"] == "$@recipe.pixel_size_mm"
 
 
 @pytest.mark.parametrize(("name", "kind"), WORKFLOWS)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from boltzformer.data.augmentation import RandSliceAffined, move_slice
+from boltzformer.data.augmentation import RandSliceAffined, RandSliceViewd, move_slice
+from boltzformer.data.slice_transforms import ResizeSliced
 from boltzformer.errors import InputError
 from monai.transforms import Compose
 from scipy import ndimage
@@ -139,3 +140,43 @@ def test_several_masks_move_as_each_alone_and_a_dataset_has_its_own_shift():
     assert transform.offset == (0.0, 0.0)
     with pytest.raises(InputError, match="45"):
         RandSliceAffined(angle=50)
+
+
+def _body_with_organ() -> dict[str, torch.Tensor]:
+    image, label = torch.zeros(1, 256, 256), torch.zeros(1, 256, 256)
+    image[:, 70:180, 60:200] = 0.4
+    label[:, 110:130, 90:110] = 1
+    return {"image": image, "label": label, "known_spacing": torch.tensor([1.0, 1.0])}
+
+
+def test_shift_and_scale_move_the_object_within_the_body_s_view():
+    view, affine = RandSliceViewd(64, [0.5, 8.0], body_view=True), RandSliceAffined(1.0, 0.1, 0.2, turn=False)
+    steps = Compose([view, affine, ResizeSliced(64)])
+    sides, columns, factors, offsets = [], [], [], []
+    for seed in range(120):
+        steps.set_random_state(seed)
+        label = steps(_body_with_organ())["label"][0]
+        if not view.loosely:
+            sides.append(float(label.sum()) ** 0.5)
+            columns.append(float(label.nonzero()[:, 1].float().mean()))
+            factors.append(affine.factor)
+            offsets.append(affine.offset[1])
+    assert 40 < len(sides) < 80  # the others are seen from farther away
+    assert np.corrcoef(sides, factors)[0, 1] > 0.95
+    assert np.std(sides) / np.mean(sides) == pytest.approx(np.std(factors), rel=0.2)
+    assert np.polyfit(offsets, columns, 1)[0] == pytest.approx(64, rel=0.15)  # of the view's side
+
+
+def test_a_slice_without_the_object_is_seen_in_any_of_its_views():
+    view, seen = RandSliceViewd(64, [1.0, 2.0]), set()  # views of 128 mm in 256 mm
+    view.set_random_state(0)
+    for _ in range(60):
+        item = _body_with_organ()
+        item["image"] = torch.arange(256.0 * 256).view(1, 256, 256)
+        item["label"].zero_()
+        seen.add(float(view(item)["image"][0, 0, 0]))
+    assert len(seen) == 9
+    cut = view(_body_with_organ())
+    assert cut["label"].sum() == 400
+    assert cut["image"].shape == (1, 128, 128)
+    assert view({**_body_with_organ(), "known_spacing": torch.tensor([torch.nan] * 2)})["image"].shape[-1] == 256

@@ -1,16 +1,17 @@
-"""The paper's augmentation (appendix A.5): quarter turns, shift and scale of a slice; small turns besides."""
+"""The view that training takes of a slice, and the paper's augmentation (appendix A.5) of it; small turns besides."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.transforms import RandomizableTransform
+from monai.transforms import Randomizable, RandomizableTransform, Transform
 
-from boltzformer.data.slice_transforms import harden_masks
+from boltzformer.data.canvas import check_pixel_sizes
+from boltzformer.data.slice_transforms import cut_to_view, harden_masks, height_and_width, view_of
 from boltzformer.errors import InputError
 
 ANY_DATASET = "*"
@@ -86,6 +87,59 @@ class RandSliceAffined(RandomizableTransform):
             spacing = item[self.spacing_key] / self.factor
             item[self.spacing_key] = spacing.flip(0) if self.turns % 2 else spacing
         return item
+
+
+class RandSliceViewd(Randomizable, Transform):
+    """Dictionary transform: cuts a slice and its masks to the view of it that the network would see.
+
+    List it first. Behind a shift or a growth the view of the body would follow the body, and undo them.
+    The view of the body is the box itself or, half of the time, seen from farther away, by chance up to the whole
+    slice: in a scan whose air is not empty the box is larger. Of several views the one that holds most of the masks is
+    taken, or any where they are empty.
+
+    Args:
+        spatial_size: the network's working size in pixels: height and width, or one number for both.
+        pixel_size_mm: smallest and largest size of the working size's pixels, in mm, that the network knows; None takes
+            every slice whole.
+        body_view: look at the slice through the box of its body, as near as `pixel_size_mm` allows.
+        image_key: (C, H, W) float32 image.
+        label_key: (K, H, W) binary masks; may be missing in an item.
+        known_spacing_key: (2,) mm along H and W, NaN where not known; without it the slice is taken whole.
+
+    Raises:
+        InputError: sizes that are none.
+    """
+
+    def __init__(
+        self,
+        spatial_size: int | Sequence[int],
+        pixel_size_mm: float | Sequence[float] | None = None,
+        body_view: bool = False,
+        image_key: str = "image",
+        label_key: str = "label",
+        known_spacing_key: str = "known_spacing",
+    ) -> None:
+        self.size = height_and_width(spatial_size, "spatial_size")
+        self.pixel_size_mm = None if pixel_size_mm is None else check_pixel_sizes(pixel_size_mm)
+        self.body_view = body_view
+        self.image_key, self.label_key, self.known_spacing_key = image_key, label_key, known_spacing_key
+        self.loosely, self.place = 0.0, 0.0
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw how far the view keeps away from the body's box, and which of several views is taken."""
+        self.loosely = max(0.0, self.R.uniform(-1, 1))
+        self.place = self.R.uniform()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Cut one item."""
+        item = dict(data)
+        self.randomize()
+        if self.pixel_size_mm is None or self.known_spacing_key not in item:
+            return item
+        spacing = item[self.known_spacing_key].tolist()
+        image = item[self.image_key]
+        canvas = view_of(image, spacing, self.size, self.pixel_size_mm, self.body_view, self.loosely)
+        return cut_to_view(item, canvas, self.image_key, self.label_key, self.place)
 
 
 def shifts_of(shift: float | Mapping[str, float]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 from monai.transforms import Transform
 from torch.nn import functional
 
-from boltzformer.data.canvas import body_box, canvas_of, check_pixel_sizes
+from boltzformer.data.canvas import Canvas, body_box, canvas_of, check_pixel_sizes
 from boltzformer.errors import InputError
 
 _FAINTEST = 1e-3  # coverage below which a pixel is taken as not touched
@@ -112,7 +112,9 @@ class ResizeSliced(Transform):
 
     The picture is stretched where its aspect differs from the new one, as the paper resizes every slice to a
     square. With `pixel_size_mm` it is first padded, or cut to the view that holds most of the masks, as inference does
-    (`boltzformer.data.canvas`), so that objects have a size that the network knows.
+    (`boltzformer.data.canvas`), so that objects have a size that the network knows. Behind an augmentation leave it out
+    and begin with `augmentation.RandSliceViewd`: a view of the body that is looked for behind a shift or a growth
+    follows the body, and undoes them.
 
     Args:
         spatial_size: new height and width, or one number for both, in pixels.
@@ -160,14 +162,45 @@ class ResizeSliced(Transform):
         """The item with the view of the slice that holds most of its masks."""
         if self.pixel_size_mm is None or self.known_spacing_key not in item:
             return item
-        image = item[self.image_key]
         spacing = item[self.known_spacing_key].tolist()
-        body = body_box(image) if self.body_view else None
-        canvas = canvas_of(image.shape[-2:], spacing, self.size, self.pixel_size_mm, body)
-        views, best = canvas.views(image), 0
-        if self.label_key in item:
-            masks = canvas.views(item[self.label_key])
-            best = max(range(len(masks)), key=lambda place: float(masks[place].sum()))
-            item[self.label_key] = masks[best]
-        item[self.image_key] = views[best]
-        return item
+        canvas = view_of(item[self.image_key], spacing, self.size, self.pixel_size_mm, self.body_view)
+        return cut_to_view(item, canvas, self.image_key, self.label_key)
+
+
+def view_of(
+    image: torch.Tensor,
+    spacing: Sequence[float],
+    size: tuple[int, int],
+    pixel_size_mm: tuple[float, float],
+    body_view: bool,
+    loosely: float = 0.0,
+) -> Canvas:
+    """Where the network's views of a slice (C, H, W) lie, by its body where asked for; see `canvas.canvas_of`."""
+    body = body_box(image) if body_view else None
+    return canvas_of(image.shape[-2:], spacing, size, pixel_size_mm, body, loosely)
+
+
+def cut_to_view(
+    item: dict[Hashable, Any], canvas: Canvas, image_key: str = "image", label_key: str = "label", place: float = 0.0
+) -> dict[Hashable, Any]:
+    """Cut an item to the view that holds most of its masks.
+
+    Args:
+        item: with the slice, perhaps with masks; changed.
+        canvas: the views.
+        image_key: (C, H, W) slice.
+        label_key: (K, H, W) masks.
+        place: in [0, 1): which of the views is taken where no mask holds a pixel.
+
+    Returns:
+        the item.
+    """
+    views = canvas.views(item[image_key])
+    best = int(place * len(views))
+    if label_key in item:
+        masks = canvas.views(item[label_key])
+        held = [float(mask.sum()) for mask in masks]
+        best = held.index(max(held)) if any(held) else best
+        item[label_key] = masks[best]
+    item[image_key] = views[best]
+    return item
