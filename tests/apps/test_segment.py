@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -15,7 +16,7 @@ import SimpleITK as sitk
 import torch
 from boltzformer.apps import segment as command
 from boltzformer.apps.batch import Request, run_batch
-from boltzformer.apps.findings import measure
+from boltzformer.apps.findings import Finding, measure
 from boltzformer.apps.record import NAME as RECORD
 from boltzformer.apps.record import BatchRecord
 from boltzformer.data.prompts import Prompt, make_prompts
@@ -289,3 +290,7 @@ def test_measures_of_known_masks():
     assert found[0].millilitres == pytest.approx(12 * 20 / 1000)
     assert command._told(found[0]) == "found (probability 0.93), 0.24 ml, 2 parts"
     assert command._told(found[2]) == "not found (probability 0.05)"
+    (unknown, *_) = measure(masks, [Prompt(name, name) for name in "abc"], replace(grid, spacing_known=False))
+    assert unknown.millilitres is None
+    assert command._told(unknown) == "found, 12 voxels, 2 parts"
+    assert Finding.from_dict(unknown.as_dict()) == unknown

@@ -18,11 +18,11 @@ import SimpleITK as sitk
 from boltzformer.errors import InputError
 from boltzformer.inference import formats
 from boltzformer.inference.contact_sheet import MOST_TILES, contact_sheet
-from boltzformer.inference.formats import output_formats, save_as
+from boltzformer.inference.formats import output_formats, png, save_as
 from boltzformer.volumes.grids import turn_to_ras
 from boltzformer.volumes.segmented import Algorithm, Segment, SegmentedVolume, color_of
 from boltzformer.volumes.volume import Volume
-from boltzformer.volumes.write import is_ours
+from boltzformer.volumes.write import Grid, is_ours
 
 from tests.support import body
 from tests.volumes.small_series import random_masks, segmented, straight, write_small_series
@@ -113,7 +113,7 @@ def test_the_png_shows_the_patients_right_on_the_left(affine):
     mask[slice(0, 10) if affine[0, 0] < 0 else slice(30, 40), 10:20, 2] = 1  # on the patient's right
     image, turned = turn_to_ras(body(mask.shape), affine)
     mask = turn_to_ras(mask, affine)[0]
-    figure = contact_sheet(image, [mask], nib.affines.voxel_sizes(turned), (0, 100), ["object"], "case")
+    figure = contact_sheet(image, [mask], nib.affines.voxel_sizes(turned), (0, 100), ["object"], "case", float)
     (axes,) = figure.axes
     (edges,) = axes.collections
     x = np.concatenate(edges.get_segments())[:, 0]
@@ -127,7 +127,8 @@ def test_the_png_shows_a_small_object_closer_and_says_what_it_leaves_out():
     masks = np.zeros((MOST_TILES + 3, 60, 60, 3), np.uint8)
     masks[-1, 20:24, 30:34, 1] = 1
     prompts = [f"object {k}" for k in range(len(masks))]
-    figure = contact_sheet(np.full((60, 60, 3), 50.0), list(masks), (2.0, 2.0, 3.0), (0, 100), prompts, "case")
+    size = Grid(masks.shape[1:], np.diag([2.0, 2.0, 3.0, 1.0]), "case").millilitres
+    figure = contact_sheet(np.full((60, 60, 3), 50.0), list(masks), (2.0, 2.0, 3.0), (0, 100), prompts, "case", size)
     assert len(figure.axes) == MOST_TILES  # the found one is the last prompt, and has a tile
     texts = [text.get_text() for text in figure.texts]
     assert any(f"object {MOST_TILES + 2}\n0.192 ml, slice 2 of 3" in text for text in texts)
@@ -135,6 +136,19 @@ def test_the_png_shows_a_small_object_closer_and_says_what_it_leaves_out():
     assert sum(len(axes.child_axes) for axes in figure.axes) == 1
     (inset,) = next(axes.child_axes for axes in figure.axes if axes.child_axes)
     assert sorted(inset.get_xlim()) == [28.0, 60.0]  # the object's 8 mm with 12 mm around
+
+
+@pytest.mark.parametrize(("known", "told"), [(True, "0.048 ml, slice"), (False, "48 voxels, slice")])
+def test_the_png_counts_a_sheared_voxel_as_the_notes_do_and_one_without_size_not_at_all(
+    tmp_path, monkeypatch, known, told
+):
+    drawn = []
+    monkeypatch.setattr(png, "write_contact_sheet", lambda figure, *_: drawn.append(figure))
+    tilted = np.diag([1.0, 1.0, 1.0, 1.0])
+    tilted[1, 2] = np.tan(np.radians(30))  # of the gantry: the slices are 1 mm apart, their centres 1.15 mm
+    made = result(apart(), ["a", "b", "c"], tilted)
+    save_as(replace(made, volume=replace(made.volume, spacing_known=known)), "png", tmp_path)
+    assert sum(told in text.get_text() for text in drawn[0].texts) == 2
 
 
 def test_summary_tells_findings_and_no_folder(tmp_path):

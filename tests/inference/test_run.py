@@ -68,6 +68,18 @@ def test_folder_gives_masks_maps_and_notes(infer, scans, segmenter):
         assert np.all(saved[label_map == entry["label"]] == 1)
 
 
+def test_where_the_voxel_size_means_nothing_no_millilitres_are_told(infer, scans, segmenter):
+    item = {"image": str(scans / "a.nii.gz"), "spacing": "unknown"}
+    listed = write_json(scans.parent / "list.json", {"labels": {"1": "one"}, "modality": "CT", "validation": [item]})
+    notes = json.loads((infer(listed) / "a.json").read_text())["labels"]
+    assert [entry["millilitres"] for entry in notes] == [None, None]
+    assert max(entry["voxels"] for entry in notes) > 0
+    result = segmenter.segment(body((24, 20, 4)), "nodule", modality="CT")  # an array without affine
+    result.save(scans.parent / "saved")
+    (entry,) = json.loads((scans.parent / "saved" / "volume.json").read_text())["labels"]
+    assert entry["millilitres"] is None
+
+
 def test_pictures_can_be_left_out_and_replace_no_one_elses(infer, scans, tmp_path):
     foreign = tmp_path / "out" / "b.png"
     foreign.parent.mkdir()

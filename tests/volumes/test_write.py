@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -72,13 +74,14 @@ def test_size_counts_units_and_keeps_small_objects(tmp_path):
     image.header.set_xyzt_units("meter")
     nib.save(image, tmp_path / "a.nii")
     grid = Grid.of_path(tmp_path / "a.nii")
-    assert grid.volume_of(3) == {"voxels": 3, "millilitres": pytest.approx(0.006)}
+    assert grid.millilitres(3) == pytest.approx(0.006)
     grid.write(MASK, tmp_path / "m.nii.gz")
     saved = nib.load(tmp_path / "m.nii.gz")
     assert saved.header.get_xyzt_units()[0] == "meter"
     assert np.array_equal(saved.affine, nib.load(tmp_path / "a.nii").affine)
     fine = Grid((4, 4, 4), np.diag([0.01, 0.01, 0.01, 1]), "a")
-    assert fine.volume_of(2)["millilitres"] == pytest.approx(2e-9)
+    assert fine.millilitres(2) == pytest.approx(2e-9)
+    assert replace(fine, spacing_known=False).millilitres(2) is None
 
 
 def test_an_input_and_a_users_file_stay(tmp_path):

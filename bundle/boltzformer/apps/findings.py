@@ -26,7 +26,7 @@ class Finding:
         probability: that the object is in the volume, in [0, 1]: the largest of its slices' existence scores; None
             where the network gives none.
         voxels: that were marked.
-        millilitres: their volume.
+        millilitres: their volume; None where the voxel size is not known.
         parts: connected ones (26 neighbours); the lesions, where each is apart.
         nearest_known: the nearest term that the network was trained on, see `Segmentation`; None where it is not known.
     """
@@ -37,7 +37,7 @@ class Finding:
     found: bool
     probability: float | None
     voxels: int
-    millilitres: float
+    millilitres: float | None
     parts: int
     nearest_known: Mapping[str, Any] | None = None
 
@@ -54,7 +54,7 @@ class Finding:
         """
         made = cls(**content)
         kinds = {"label": int, "name": str, "prompt": str, "found": bool, "voxels": int, "parts": int}
-        numbers = [made.millilitres, 0.0 if made.probability is None else made.probability]
+        numbers = [number for number in (made.millilitres, made.probability) if number is not None]
         wrong = [name for name, kind in kinds.items() if type(getattr(made, name)) is not kind]
         if wrong or not all(type(number) in (int, float) for number in numbers):
             raise TypeError(f"a finding whose {', '.join(wrong) or 'numbers'} cannot be")
@@ -83,7 +83,7 @@ def measure(
     found = []
     for index, prompt in enumerate(prompts):
         mask = masks[index] > 0
-        size = grid.volume_of(int(np.count_nonzero(mask)))
+        voxels = int(np.count_nonzero(mask))
         box = bounding_box(mask)
         parts = 0 if box is None else find_components(mask[box])[1]
         probability = None if existence is None else round(float(np.max(existence[index])), 4)
@@ -92,10 +92,10 @@ def measure(
                 index + 1,
                 prompt.name,
                 prompt.text,
-                bool(size["voxels"]),
+                bool(voxels),
                 probability,
-                int(size["voxels"]),
-                float(size["millilitres"]),
+                voxels,
+                grid.millilitres(voxels),
                 parts,
                 (nearest_known or {}).get(prompt.name),
             )

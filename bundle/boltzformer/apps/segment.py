@@ -28,6 +28,7 @@ from boltzformer.json_file import read_text
 from boltzformer.manifest import Entry, Manifest
 from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
+from boltzformer.volumes.write import size_text
 
 SOME_FAILED = 1
 DEFAULT_FORMATS = ("nifti", "png")
@@ -170,7 +171,7 @@ def _told(finding: Finding) -> str:
     if not finding.found:
         return f"not found{sure}{far}"
     parts = "1 part" if finding.parts == 1 else f"{finding.parts} parts"
-    return f"found{sure}, {finding.millilitres:.3g} ml, {parts}{far}"
+    return f"found{sure}, {size_text(finding.voxels, finding.millilitres)}, {parts}{far}"
 
 
 def _print_json(result: CaseResult) -> None:

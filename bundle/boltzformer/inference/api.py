@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,8 @@ class Segmenter:
         """
         wanted = _as_prompts(prompts)
         volume = open_volume(image, affine, modality, body_part, self._uneven_spacing)
-        known = spacing_known and (affine is not None or has_affine(image))
+        known = spacing_known and volume.spacing_known and (affine is not None or has_affine(image))
+        volume = replace(volume, spacing_known=known)
         item: dict[str, Any] = {"image": volume, "modality": volume.modality, "body_part": volume.body_part}
         item |= {"window": window, SPACING_KNOWN: known}
         try:

@@ -6,7 +6,7 @@ import math
 import os
 import textwrap
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 
 from boltzformer.output_files import write_file
 from boltzformer.volumes.segmented import color_of
-from boltzformer.volumes.write import MADE_BY, is_ours
+from boltzformer.volumes.write import MADE_BY, is_ours, size_text
 
 MOST_TILES = 24
 MOST_COLUMNS = 4
@@ -65,6 +65,7 @@ def contact_sheet(
     limits: tuple[float, float],
     prompts: Sequence[str],
     title: str,
+    millilitres: Callable[[int], float | None],
 ) -> Figure:
     """Draw a tile for each prompt, axial, as radiologists look: the patient's right on the left, anterior up.
 
@@ -75,6 +76,7 @@ def contact_sheet(
         limits: intensities that are drawn black and white.
         prompts: the P prompts.
         title: written on top, such as the case's name.
+        millilitres: size of an object of so many voxels, see `Grid.millilitres`.
 
     Returns:
         the sheet. Of more than `MOST_TILES` prompts those that were found go first, and the title says what is missing.
@@ -94,7 +96,6 @@ def contact_sheet(
     )
     figure = Figure(figsize=size, facecolor="black")
     _write_header(figure, size, title, limits, len(every) - len(shown))
-    voxel_ml = float(np.prod(spacing)) / 1000
     for place, one in enumerate(shown):
         row, column = divmod(place, columns)
         left = GAP_INCHES + column * (width + GAP_INCHES)
@@ -102,9 +103,8 @@ def contact_sheet(
         axes = figure.add_axes((left / size[0], (top - height) / size[1], width / size[0], height / size[1]))
         plane, mask = image[:, :, one.slice], masks[one.number][:, :, one.slice]
         _draw_tile(axes, _Tile(plane, mask, spacing, limits, color_of(one.number)), frame)
-        told = (
-            f"{one.voxels * voxel_ml:.3g} ml, slice {one.slice + 1} of {image.shape[2]}" if one.voxels else "not found"
-        )
+        size_told = size_text(one.voxels, millilitres(one.voxels))
+        told = f"{size_told}, slice {one.slice + 1} of {image.shape[2]}" if one.voxels else "not found"
         _write_caption(figure, (left / size[0], (top + 0.05) / size[1]), prompts[one.number], told, one)
     return figure
 

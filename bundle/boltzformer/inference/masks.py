@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
 from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY
 from boltzformer.output_files import relative_to
-from boltzformer.volumes.write import Grid, write_notes
+from boltzformer.volumes.spacing import has_spacing
+from boltzformer.volumes.write import Grid, size_text, write_notes
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +128,8 @@ class SaveMasks:
 
     For a volume `<case>`:
         `<output_dir>/<case>.nii.gz`: the combined label map, uint8, value i for prompt i;
-        `<output_dir>/<case>.json`: which value is which prompt, its voxels and millilitres, and how it was made;
+        `<output_dir>/<case>.json`: which value is which prompt, its voxels and millilitres (null where the voxel size
+            is not known), and how it was made;
         `<output_dir>/<case>/<name>.nii.gz`: a mask of 0 and 1 for each prompt, uint8;
         `<output_dir>/<case>/<name>_probability.nii.gz`: where asked for, float32 in [0, 1];
         `<output_dir>/<case>/orthogonal-grid.nii.gz`: only for a sheared grid (a tilted gantry), which ITK's viewers
@@ -167,7 +170,8 @@ class SaveMasks:
         for source, output in zip(engine.state.batch, engine.state.output, strict=True):
             path = str(source["image"].meta["filename_or_obj"])
             grid = Grid.of_path(path, str(source.get("series_uid", "")))
-            self.save(output, grid, str(source["case"]))
+            known = has_spacing(source["image"].meta)
+            self.save(output, replace(grid, spacing_known=known), str(source["case"]))
 
     def planned_files(self, case: str) -> list[Path]:
         """Every file that may be written for a volume, before it is segmented."""
@@ -192,7 +196,7 @@ class SaveMasks:
         folder = self.output_dir / case
         if folder.is_symlink():
             raise InputError(f"{folder}: is a link where a folder is to be written; name another output_dir.")
-        listed = []
+        listed: list[dict[str, Any]] = []
         for index, prompt in enumerate(self.prompts):
             mask = np.asarray(masks[index].cpu(), dtype=np.uint8)
             grid.write(mask, folder / f"{prompt.name}.nii.gz")
@@ -200,7 +204,8 @@ class SaveMasks:
                 probability = torch.sigmoid(_plain(output[LOGITS_KEY][index]).float()).cpu().numpy()
                 grid.write(probability, folder / f"{prompt.name}_probability.nii.gz")
             voxels = int(np.count_nonzero(mask))
-            listed.append({"label": index + 1, "name": prompt.name, "prompt": prompt.text, **grid.volume_of(voxels)})
+            listed.append({"label": index + 1, "name": prompt.name, "prompt": prompt.text})
+            listed[-1] |= {"voxels": voxels, "millilitres": grid.millilitres(voxels)}
             if EXISTENCE_KEY in output:
                 listed[-1] |= existence_notes(output[EXISTENCE_KEY][index])
         combined = _plain(output["pred"])[0].cpu().numpy()
@@ -219,7 +224,7 @@ class SaveMasks:
             for key, value in self.about.items()
         }
         write_notes(notes, self.output_dir / f"{case}.json", grid.files)
-        found = ", ".join(f"{entry['name']} {entry['millilitres']:.3g} ml" for entry in listed)
+        found = ", ".join(f"{one['name']} {size_text(one['voxels'], one['millilitres'])}" for one in listed)
         logger.info("%s: %s -> %s", case, found, self.output_dir / f"{case}.nii.gz")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from boltzformer.inference.contact_sheet import contact_sheet, write_contact_she
 from boltzformer.inference.masks import MASKS_KEY
 from boltzformer.volumes.grids import is_same_grid, turn_to_ras
 from boltzformer.volumes.sources import open_volume
+from boltzformer.volumes.spacing import has_spacing
 from boltzformer.volumes.write import Grid
 
 
@@ -70,5 +72,7 @@ class SaveOverlays:
             limits = limits_of(source["image"]) or IntensityWindow("percentiles").limits(volume=image)
         spacing = [float(size) for size in nib.affines.voxel_sizes(grid)]
         case = str(source["case"])
-        figure = contact_sheet(image, turned, spacing, limits, [prompt.text for prompt in self.prompts], case)
-        write_contact_sheet(figure, self.planned_files(case)[0], Grid.of_path(path, uid).files)
+        own = replace(Grid.of_path(path, uid), spacing_known=has_spacing(source["image"].meta))
+        texts = [prompt.text for prompt in self.prompts]
+        figure = contact_sheet(image, turned, spacing, limits, texts, case, own.millilitres)
+        write_contact_sheet(figure, self.planned_files(case)[0], own.files)

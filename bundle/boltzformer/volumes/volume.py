@@ -24,6 +24,7 @@ class Volume:
         modality: "CT", "MR" or another, see `normal_modality`; empty where the source does not say.
         body_part: empty where the source does not say.
         header: of a NIfTI source, whose qform, sform and units the results keep; None for others.
+        spacing_known: False where the voxel size in the affine means nothing (`boltzformer.volumes.spacing`).
     """
 
     voxels: np.ndarray
@@ -34,6 +35,7 @@ class Volume:
     modality: str = ""
     body_part: str = ""
     header: nib.Nifti1Header | None = None
+    spacing_known: bool = True
 
     @property
     def spacing(self) -> tuple[float, float, float]:

@@ -43,6 +43,7 @@ class Grid:
         name: of the volume, for messages.
         files: of the volume, which no result is written over.
         header: of a NIfTI volume, whose qform, sform and units are kept bit by bit; None writes the affine in mm.
+        spacing_known: False where the voxel size in the affine means nothing.
     """
 
     shape: tuple[int, int, int]
@@ -50,12 +51,13 @@ class Grid:
     name: str
     files: tuple[Path, ...] = ()
     header: nib.Nifti1Header | None = None
+    spacing_known: bool = True
 
     @classmethod
     def of_volume(cls, volume: Volume) -> Grid:
         """The grid of a volume that was read."""
         x, y, z = volume.voxels.shape
-        return cls((x, y, z), volume.affine, volume.name, volume.files, volume.header)
+        return cls((x, y, z), volume.affine, volume.name, volume.files, volume.header, volume.spacing_known)
 
     @classmethod
     def of_path(cls, path: str | Path, series_uid: str = "", uneven_spacing: str = "warn") -> Grid:
@@ -133,10 +135,17 @@ class Grid:
         image = _image(moved, affine, None)
         return write_file(path, lambda file: _save(image, file), self.files, is_ours)
 
-    def volume_of(self, voxels: int) -> dict[str, float | int]:
-        """Size of an object: `voxels` and `millilitres` (six digits)."""
-        voxel_mm3 = abs(float(np.linalg.det(self.affine[:3, :3])))
-        return {"voxels": voxels, "millilitres": float(f"{voxels * voxel_mm3 / 1000:.6g}")}
+    def millilitres(self, voxels: int) -> float | None:
+        """Size of an object to six digits; None where the voxel size is not known."""
+        if not self.spacing_known:
+            return None
+        voxel_mm3 = abs(float(np.linalg.det(self.affine[:3, :3])))  # of a sheared grid less than the sizes' product
+        return float(f"{voxels * voxel_mm3 / 1000:.6g}")
+
+
+def size_text(voxels: int, millilitres: float | None) -> str:
+    """The size of an object for a person: "0.38 ml", or "383 voxels" where the voxel size is not known."""
+    return f"{voxels} voxels" if millilitres is None else f"{millilitres:.3g} ml"
 
 
 def write_notes(content: Mapping[str, Any], path: Path, protected: Iterable[Path] = ()) -> Path:

@@ -11,6 +11,7 @@ from boltzformer.inference.contact_sheet import contact_sheet, write_contact_she
 from boltzformer.inference.formats.output_format import OutputFormat
 from boltzformer.volumes.grids import turn_to_ras
 from boltzformer.volumes.segmented import SegmentedVolume
+from boltzformer.volumes.write import Grid
 
 
 def _write(volume: SegmentedVolume, folder: Path) -> list[Path]:
@@ -24,7 +25,8 @@ def _write(volume: SegmentedVolume, folder: Path) -> list[Path]:
     masks = [turn_to_ras(mask, source.affine)[0] for mask in volume.masks]
     prompts = [segment.text for segment in volume.segments]
     spacing = [float(size) for size in nib.affines.voxel_sizes(affine)]
-    figure = contact_sheet(image, masks, spacing, limits, prompts, volume.case)
+    millilitres = Grid.of_volume(source).millilitres
+    figure = contact_sheet(image, masks, spacing, limits, prompts, volume.case, millilitres)
     return [write_contact_sheet(figure, folder / f"{volume.case}.png", volume.files)]
 
 
