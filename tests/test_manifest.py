@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 import pytest
 from boltzformer.manifest import DONE, FAILED, SKIPPED, Entry, Manifest
@@ -44,3 +45,10 @@ def test_an_earlier_account_is_kept(tmp_path):
 def test_a_status_of_another_name():
     with pytest.raises(ValueError, match="status"):
         Entry("a", "a", "lost")
+
+
+def test_a_file_whose_name_is_no_utf8_is_accounted_for(tmp_path):
+    name = os.fsdecode(b"M\xfcller.nii.gz")
+    manifest = Manifest("segmentation", tmp_path)
+    manifest.add(Entry(name, name, FAILED, f"{name}: its name is no UTF-8 text"))
+    assert json.loads(manifest.write().read_text(encoding="utf-8"))["entries"][0]["name"] == name

@@ -119,7 +119,8 @@ class Manifest:
                 os.rename(path, path.with_name(f"manifest.{number}.json"))
             except OSError as error:
                 raise InputError(f"cannot keep the earlier {path} ({error}); name another output_dir.") from error
-        return write_bytes(path, text.encode("utf-8"))
+        # a name of a file that is no UTF-8 becomes what JSON writes for it, \udcfc
+        return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
     def _entry(self, entry: Entry) -> dict[str, Any]:
         return {

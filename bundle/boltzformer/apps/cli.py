@@ -6,6 +6,8 @@ needs neither, nor does a name mistyped.
 
 from __future__ import annotations
 
+import io
+import sys
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -195,4 +197,8 @@ for _panel, _places in COMMANDS.items():
 
 def main() -> None:
     """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # an output that lacks a letter of a name ends no batch; in JSON, what is written for it is JSON's own
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -27,6 +27,15 @@ def case_name(path: str | Path) -> str:
     return name[: -len(suffix)] if suffix else path.stem
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written into text; file systems of old hold names in other encodings."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_names(named: Iterable[tuple[str, str]]) -> None:
     """Check that no two inputs would be written to one file.
 

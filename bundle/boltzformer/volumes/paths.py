@@ -14,7 +14,7 @@ from boltzformer.volumes.checks import check_voxels, read_volume
 from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.dicom_pixels import read_series
 from boltzformer.volumes.modality import normal_modality
-from boltzformer.volumes.names import NIFTI_SUFFIXES, volume_suffix
+from boltzformer.volumes.names import NIFTI_SUFFIXES, is_utf8, volume_suffix
 from boltzformer.volumes.nifti_files import open_nibabel
 from boltzformer.volumes.volume import Volume
 
@@ -28,6 +28,8 @@ def open_path(path: str | os.PathLike[str], uneven_spacing: str = "refuse", seri
         the volume, not yet checked as `checked` does.
     """
     path = Path(path).expanduser()
+    if not is_utf8(path.name):
+        raise InputError(f"{path}: its name is no UTF-8 text; rename it, as the results are named after it.")
     return _open_series(path, uneven_spacing, series_uid) if path.is_dir() else _open_file(path)
 
 
