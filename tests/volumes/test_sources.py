@@ -17,6 +17,7 @@ from boltzformer.volumes.sources import open_volume
 from monai.data import MetaTensor
 
 from tests.support import body, save_nifti
+from tests.volumes.small_series import straight, write_small_series
 
 ARRAY = body((12, 10, 4))
 AFFINE = np.array([[0, -0.8, 0, 12], [0.7, 0, 0, -20], [0, 0, 3, 10], [0, 0, 0, 1.0]])
@@ -108,6 +109,12 @@ def test_units_of_the_header(tmp_path, unit, factor):
     volume = open_volume(tmp_path / "a.nii")
     np.testing.assert_allclose(volume.affine[:3], AFFINE[:3] * factor, rtol=1e-6)
     np.testing.assert_allclose(check_volume(tmp_path / "a.nii").spacing, np.array([0.7, 0.8, 3]) * factor, rtol=1e-6)
+
+
+def test_a_slice_of_a_dicom_series_is_told_to_be_one(tmp_path):
+    (file,) = write_small_series(tmp_path / "s", straight(1))
+    with pytest.raises(InputError, match="I000: is a DICOM file; give the folder"):
+        open_volume(file)
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "ß" * 200, "a\0b", "\ud800"])
