@@ -12,9 +12,11 @@ from boltzformer.data.throughput import measure_loader
 from boltzformer.errors import InputError
 from boltzformer.training.early_stopping import EarlyStoppingOnValidation
 from boltzformer.training.gradients import ClipGradients, StopOnNonFiniteLoss
+from boltzformer.training.losses import DecodedLoss
 from boltzformer.training.progress import Progress
 from boltzformer.training.schedule import WarmupCosine
 from boltzformer.training.skipping import SkippingLoader
+from boltzformer.training.validation_loss import ValidationLoss
 from ignite.engine import Engine, Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
@@ -143,6 +145,21 @@ def test_validation_loss_is_that_of_the_logits(make_run, tmp_path):
             float(loss(run.network(dataset[i]["image"][None]), dataset[i]["label"][None])) for i in range(len(dataset))
         ]
     assert run.validator.state.metrics["val_loss"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("existence_weight", [0.0, 1.0])
+def test_validation_loss_counts_the_pairs_whose_masks_learn(existence_weight):
+    torch.manual_seed(0)
+    mask_loss = DiceCELoss(sigmoid=True, squared_pred=True)
+    metric = ValidationLoss(DecodedLoss(mask_loss, existence_weight=existence_weight))
+    expected = []
+    for present in ([1, 0, 0], [0, 0], [1, 1]):
+        logits, label = torch.randn(len(present), 1, 8, 8), torch.zeros(len(present), 1, 8, 8)
+        label[:, 0, 2:5, 2:5] = torch.tensor(present)[:, None, None]
+        metric.update((logits, label))
+        some = [i for i, there in enumerate(present) if there or not existence_weight]
+        expected += [float(mask_loss(logits[i : i + 1], label[i : i + 1])) for i in some]
+    assert metric.compute() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
 def test_progress_lines(make_run, tmp_path, caplog, capsys):

@@ -46,18 +46,23 @@ class DecodedLoss(nn.Module):
         """Whether logits alone are not enough."""
         return self.layer_loss_weight > 0 or self.existence_weight > 0
 
+    def counted(self, label: Tensor) -> int:
+        """How many of B pairs with masks (B, 1, H, W) the mask loss is the mean over."""
+        return int(_present(label).sum()) if self.existence_weight else len(label)
+
     def forward(self, found: Any, label: Tensor) -> Tensor:
         """Loss of B pairs.
 
         Args:
-            found: mask logits (B, 1, H, W), or all that the network found (`networks.boltzformer.Decoded`).
+            found: mask logits (B, 1, H, W), whose loss is that of the masks alone, or all that the network found
+                (`networks.boltzformer.Decoded`).
             label: masks (B, 1, H, W) of 0 and 1.
         """
-        if isinstance(found, Tensor):
-            return self.mask_loss(found, label)
-        present = label.flatten(1).any(1)
+        present = _present(label)
         # multiplied instead of chosen: a choice would make the host wait for the device
         seen = present if self.existence_weight else torch.ones_like(present)
+        if isinstance(found, Tensor):
+            return self._masked(found, label, seen)
         loss = self._masked(found.logits, label, seen)
         if self.layer_loss_weight:
             if found.layer_masks is None:
@@ -81,6 +86,11 @@ class DecodedLoss(nn.Module):
         # one launch for all pairs: a loop would spend a GPU's time on starting some thousand small kernels
         each = torch.vmap(lambda x, y: self.mask_loss(x[None], y[None]))(logits.float(), label)
         return (each * seen).sum() / seen.sum().clamp(min=1)
+
+
+def _present(label: Tensor) -> Tensor:
+    """Which masks (B, 1, H, W) hold a pixel: (B,) bool."""
+    return label.flatten(1).any(1)
 
 
 class TrainingInferer(Inferer):

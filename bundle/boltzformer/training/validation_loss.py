@@ -13,16 +13,20 @@ from torch import Tensor
 
 
 class ValidationLoss(Loss):
-    """Ignite metric: mean loss over all examples, taken from the logits before postprocessing replaces them.
+    """Ignite metric: mean loss over the examples, taken from the logits before postprocessing replaces them.
 
-    Sums are reduced over the processes of a distributed run.
+    Sums are reduced over the processes of a distributed run. Where a `DecodedLoss` trains an existence score, masks
+    are not trained on slices without the object, and do not count there either: what the network marks on these would
+    be the larger part of the loss, and no reason to stop.
 
     Args:
-        loss_function: (logits (B, 1, H, W), mask (B, 1, H, W)) -> scalar mean over the batch.
+        loss_function: (logits (B, 1, H, W), mask (B, 1, H, W)) -> scalar mean over the batch, or over as many of it as
+            its `counted` says.
     """
 
     def __init__(self, loss_function: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__(loss_function, output_transform=_pred_and_label)
+        counted = getattr(loss_function, "counted", len)
+        super().__init__(loss_function, output_transform=_pred_and_label, batch_size=counted)
 
     def attach(self, engine: Engine, name: str, usage: Any = None) -> None:
         """Measure every batch of `engine` right after its forward pass and report the mean as `name`."""
