@@ -182,6 +182,16 @@ def test_overlays_change_only_keys_that_are_there(path):
         assert value is None or isinstance(value, type(parser[key])), key
 
 
+@pytest.mark.parametrize(("head", "weight", "expected"), [(True, 1.0, False), (True, 0.0, True), (False, 0.0, False)])
+def test_several_processes_go_on_without_a_head_that_learns_nothing(head, weight, expected):
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{name}.json") for name in ("train", "multi_gpu_train")])
+    parser["network_def"] = {"_target_": "types.SimpleNamespace", "scores_existence": head}
+    parser["existence_weight"] = weight
+    # DDP waits for the gradient of every parameter otherwise, and its second step fails
+    assert parser.get_parsed_content("network#find_unused_parameters") is expected
+
+
 @pytest.mark.parametrize("path", NETWORKS, ids=_name)
 def test_network_overlays_build_and_run(path):
     parser = ConfigParser()
