@@ -145,6 +145,19 @@ def test_in_training_the_view_is_at_times_looser_than_the_box(phantom_cases, tmp
     assert 2 <= sides.count(min(sides)) <= 10  # half of them are the box itself
 
 
+def test_a_slice_looks_the_same_whatever_else_is_in_its_batch(phantom_cases, tmp_path):
+    data = SliceDataset(phantom_cases, tmp_path, training=True, **QUIET)
+    slices, side = ResidentSlices(data, 32, "cpu"), data.volumes[0].shape[1]
+    drawn, _ = data.draw(0)
+    near = Choice(drawn, Move((32, 32), (side // 2 - 16, side // 2 - 16)))
+    far = [Choice(drawn, Move((factor * side, factor * side), (0, 0))) for factor in (1, 3)]
+    image, label, _, _ = slices(collate_choices([near]))
+    images, labels, _, _ = slices(collate_choices([far[0], near, far[1]]))
+    assert side > 48
+    assert torch.equal(images[1], image[0])
+    assert torch.equal(labels[1], label[0])
+
+
 def test_a_bend_is_smooth_and_reproducible():
     reach = torch.tensor([0.0, 0.02])
     moved = bends(reach, (40, 48), seed=3)

@@ -204,17 +204,27 @@ class ResidentSlices:
         image = torch.empty((len(choices), self.channels, *self.size), device=self.device)
         masks = torch.empty((len(choices), len(choices[0].draw.values), *self.size), device=self.device)
         places = [self._first_row[choice.draw.case] for choice in choices]
-        for group in sorted({place[0] for place in places}):
-            here = [i for i, place in enumerate(places) if place[0] == group]
+        # by blocks too: what a slice looks like must not depend on how far the others of its batch shrink
+        kinds = [(place[0], *self._blocks(choice.move)) for choice, place in zip(choices, places, strict=True)]
+        for kind in sorted(set(kinds)):
+            here = [i for i, other in enumerate(kinds) if other == kind]
             where = self._put(np.asarray(here))
-            pictures, labels = self._moved(group, [choices[i] for i in here], [places[i] for i in here])
+            pictures, labels = self._moved(*kind, [choices[i] for i in here], [places[i] for i in here])
             image[where], masks[where] = pictures, labels
         return self._recoloured(image, choices), masks.flatten(0, 1).unsqueeze(1), (), {"text": batch["text"]}
 
+    def _blocks(self, move: Move) -> tuple[int, int]:
+        """Sides of the blocks whose means are sampled, of pictures and of masks: what lies between two samples counts.
+
+        Of masks half as many, for sampling averages two of them: together they cover about one new pixel.
+        """
+        shrinks = max(move.window[0] / self.size[0], move.window[1] / self.size[1])
+        return max(1, round(shrinks)), max(1, math.ceil(shrinks / 2))
+
     def _moved(
-        self, group: int, choices: Sequence[Choice], places: Sequence[tuple[int, int, int]]
+        self, group: int, block: int, mask_block: int, choices: Sequence[Choice], places: Sequence[tuple[int, int, int]]
     ) -> tuple[Tensor, Tensor]:
-        """Slices (n, C, *size) and hard masks (n, K, *size) of one stack."""
+        """Slices (n, C, *size) and hard masks (n, K, *size) of one stack, from means over blocks."""
         reach = np.arange(self.channels) - self.channels // 2
         rows = [p[1] + np.clip(c.draw.slice + reach, 0, p[2] - 1) for c, p in zip(choices, places, strict=True)]
         pictures = self._images[group][self._put(np.stack(rows))].float() / 255
@@ -228,11 +238,8 @@ class ResidentSlices:
         if any(c.move.warp for c in choices):
             reach_of_bend = self._put(np.asarray([c.move.warp for c in choices], dtype=np.float32))
             grid = grid + bends(reach_of_bend, self.size, choices[0].move.seed)
-        # where the slice shrinks, means over blocks first: what lies between two samples must count too
-        shrinks = max(max(c.move.window[0] / self.size[0], c.move.window[1] / self.size[1]) for c in choices)
-        pictures = sampled(block_means(pictures, round(shrinks)), grid)
-        # of masks over half as many, for sampling averages two of them: together they cover about one new pixel
-        coverage = sampled(block_means(coverage, math.ceil(shrinks / 2)), grid)
+        pictures = sampled(block_means(pictures, block), grid)
+        coverage = sampled(block_means(coverage, mask_block), grid)
         return pictures, harden_box(coverage.flatten(0, 1)).view(coverage.shape)
 
     def _recoloured(self, image: Tensor, choices: Sequence[Choice]) -> Tensor:
