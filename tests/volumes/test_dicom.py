@@ -113,7 +113,11 @@ def test_missing_slice_is_refused_or_said(tmp_path, array, caplog):
     victim.unlink()
     with pytest.raises(InputError, match=r"4 slices are not evenly spaced \(gaps of 3.00 to 6.00 mm.*uneven_spacing"):
         find_series(tmp_path)
-    assert len(find_series(tmp_path, uneven_spacing="warn").files) == 4
+    series = find_series(tmp_path, uneven_spacing="warn")
+    assert len(series.files) == 4
+    assert not caplog.records, "nothing is read, and perhaps nothing will be written"
+    assert read_series(series).shape[2] == 4
+    assert "gaps of 3.00 to 6.00 mm" in caplog.text
     assert "mean spacing" in caplog.text
     with pytest.raises(InputError, match="'refuse' or 'warn'"):
         find_series(tmp_path, uneven_spacing="maybe")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,6 @@ from pydicom.dataset import Dataset
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.dicom_headers import FolderContents, merge, read_numbers, survey_folder
-
-logger = logging.getLogger(__name__)
 
 SPACING_TOLERANCE_MM = 0.1
 """Slices whose position is off the regular grid by more than this are refused (real series are off by 0.07 mm)."""
@@ -37,6 +34,7 @@ class DicomSeries:
         scaling: (slope, intercept) of each file.
         inverted: for each file the M of a MONOCHROME1 image, which decoders turn into M - stored; None for others.
         stored: bits and sign of each file's pixels, as text; slices of one series may differ in them.
+        uneven: how far the slices are off a regular grid, where the affine holds the mean spacing; else empty.
     """
 
     folder: Path
@@ -50,6 +48,7 @@ class DicomSeries:
     scaling: tuple[tuple[float, float], ...]
     inverted: tuple[int | None, ...]
     stored: tuple[str, ...]
+    uneven: str = ""
 
 
 _LINK = "is a link to a folder, which is not followed; name the folder itself"
@@ -79,8 +78,9 @@ def find_series(folder: str | Path, uneven_spacing: str = "refuse", uid: str = "
 
     Args:
         folder: folder of the slices; searched deeper where it holds none itself, or where `uid` is given.
-        uneven_spacing: "refuse" slices that are missing or not evenly spaced, or "warn" and take the mean spacing;
-            masks are right slice by slice then, but lie up to the stated distance away from the true positions.
+        uneven_spacing: "refuse" slices that are missing or not evenly spaced, or take the mean spacing and "warn" when
+            the voxels are read; masks are right slice by slice then, but lie up to the stated distance away from the
+            true positions.
         uid: SeriesInstanceUID of the wanted series, where the folder holds several.
 
     Returns:
@@ -121,13 +121,20 @@ def series_of(contents: FolderContents, folder: Path, uneven_spacing: str = "ref
     _check_one_series(headers, folder)
     files, positions = _in_order(headers, folder)
     first = headers[files[0]]
-    affine = _affine(first, files[0], positions, folder, uneven_spacing)
+    affine, uneven = _affine(first, files[0], positions)
+    if uneven and uneven_spacing == "refuse":
+        raise InputError(
+            f"{folder}: {uneven}: a slice may be missing. Complete or resample the series, or set `uneven_spacing` to "
+            "'warn' to take the mean spacing."
+        )
     modality, part = (str(first.get(tag, "") or "") for tag in ("Modality", "BodyPartExamined"))
     shape = (int(first.Columns), int(first.Rows), len(files))
     scaling = tuple(_scaling(headers[file], file) for file in files)
     inverted = tuple(_inverted(headers[file], file) for file in files)
     stored = tuple(_stored(headers[file]) for file in files)
-    return DicomSeries(folder, files, affine, modality, _uid(first), positions, part, shape, scaling, inverted, stored)
+    return DicomSeries(
+        *(folder, files, affine, modality, _uid(first), positions, part, shape, scaling, inverted, stored, uneven)
+    )
 
 
 def _uid(header: Dataset) -> str:
@@ -193,15 +200,21 @@ def _axes(header: Dataset, file: Path) -> np.ndarray:
     return np.array([*directions.ravel(), *spacing])
 
 
-def _affine(header: Dataset, file: Path, positions: np.ndarray, folder: Path, uneven_spacing: str) -> np.ndarray:
-    """Voxel index (column, row, slice) to RAS+; a tilted gantry gives a sheared one, as it is."""
+def _affine(header: Dataset, file: Path, positions: np.ndarray) -> tuple[np.ndarray, str]:
+    """Voxel index (column, row, slice) to RAS+, and what is uneven; a tilted gantry gives a sheared one, as it is."""
+    uneven = ""
     axes = _axes(header, file)
     along_row, along_column, (row_spacing, column_spacing) = axes[:3], axes[3:6], axes[6:]
     count = len(positions)
     if count > 1:
         step = (positions[-1] - positions[0]) / (count - 1)
         off = np.linalg.norm(positions - (positions[0] + np.arange(count)[:, None] * step), axis=1).max()
-        _check_even(off, np.linalg.norm(np.diff(positions, axis=0), axis=1), folder, uneven_spacing)
+        if off > SPACING_TOLERANCE_MM:
+            gaps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+            uneven = (
+                f"the {count} slices are not evenly spaced (gaps of {gaps.min():.2f} to {gaps.max():.2f} mm, up to "
+                f"{off:.2f} mm off a regular grid)"
+            )
     else:
         step = np.cross(along_row, along_column) * _thickness(header, file)
     lps = np.eye(4)
@@ -209,7 +222,7 @@ def _affine(header: Dataset, file: Path, positions: np.ndarray, folder: Path, un
     lps[:3, 1] = along_column * row_spacing
     lps[:3, 2] = step
     lps[:3, 3] = positions[0]
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps, uneven
 
 
 def _thickness(header: Dataset, file: Path) -> float:
@@ -218,21 +231,6 @@ def _thickness(header: Dataset, file: Path) -> float:
         return 1.0
     stated = read_numbers(header, "SliceThickness", 1, file)[0]
     return stated if stated > 0 else 1.0
-
-
-def _check_even(off: float, gaps: np.ndarray, folder: Path, uneven_spacing: str) -> None:
-    if off <= SPACING_TOLERANCE_MM:
-        return
-    found = (
-        f"{folder}: the {len(gaps) + 1} slices are not evenly spaced (gaps of {gaps.min():.2f} to {gaps.max():.2f} mm, "
-        f"up to {off:.2f} mm off a regular grid)"
-    )
-    if uneven_spacing == "refuse":
-        raise InputError(
-            f"{found}: a slice may be missing. Complete or resample the series, or set `uneven_spacing` to 'warn' to "
-            "take the mean spacing."
-        )
-    logger.warning("%s: masks are written on the mean spacing", found)
 
 
 def _scaling(header: Dataset, file: Path) -> tuple[float, float]:

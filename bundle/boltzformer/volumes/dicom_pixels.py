@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.dicom import DicomSeries
+
+logger = logging.getLogger(__name__)
 
 
 def read_series(series: DicomSeries) -> np.ndarray:
@@ -26,6 +29,8 @@ def read_series(series: DicomSeries) -> np.ndarray:
     Raises:
         InputError: a slice cannot be decoded, or what comes has another shape than the headers say.
     """
+    if series.uneven:  # said here, once a volume: headers alone are read more often, also of a series that is refused
+        logger.warning("%s: %s: masks are written on the mean spacing", series.folder, series.uneven)
     if len(set(zip(series.scaling, series.stored, strict=True))) == 1:
         array = _decode(series.files, series)
     else:
