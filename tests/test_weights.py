@@ -184,3 +184,9 @@ def test_drafts_of_a_killed_run_go_with_the_next_save(tmp_path):
     assert not path.exists()
     save_atomically({"weight": torch.ones(2)}, path)
     assert _files(tmp_path) == ["model.pt"]
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_told_as_that(tmp_path):
+    with pytest.raises(InputError, match="is a folder where a file is to be written") as told:
+        save_atomically({"a": torch.zeros(1)}, tmp_path)
+    assert "Free some space" not in str(told.value)

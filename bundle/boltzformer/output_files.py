@@ -93,7 +93,8 @@ def check_target(
         raise InputError(f"{path}: is a folder where a file is to be written; name another output_dir.")
     if ours is not None and (path.is_symlink() or (path.exists() and not ours(path))):
         raise InputError(
-            f"{path}: is there already and was not written by this program; move it away or name another output_dir."
+            f"{path}: is there already and was not written by this program, or was changed since; move it away or name "
+            "another output_dir."
         )
 
 

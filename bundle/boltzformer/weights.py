@@ -65,7 +65,9 @@ def save_atomically(
             remove_drafts(path.parent)
         write_file(path, write)
     except InputError as error:
-        raise InputError(_save_failure(path, error.__cause__ or error)) from error
+        if error.__cause__ is None:  # no file may be there, which space would not change
+            raise
+        raise InputError(_save_failure(path, error.__cause__)) from error
     except RuntimeError as error:  # torch's zip writer reports a failed write so
         raise InputError(_save_failure(path, error)) from error
 
@@ -116,7 +118,7 @@ def _save_failure(path: Path, error: BaseException) -> str:
     kept = "the earlier file is untouched" if path.exists() else "no file was left behind"
     return (
         f"cannot write checkpoint {path} ({_first_line(error)}; {free:.0f} MB free there); {kept}. "
-        "Free some space or choose another folder, then go on with `--resume true`."
+        "Free some space or choose another folder, then start again; a training goes on with `--resume true`."
     )
 
 

@@ -17,7 +17,7 @@ ODD = os.fsdecode(b"M\xfcller.nii.gz")
 
 
 def test_a_name_that_is_no_utf8_fails_alone(segment, tmp_path):
-    scan = save_nifti(tmp_path / "scans" / "a [old] x.nii.gz", body((24, 20, 4)), np.eye(4))
+    scan = save_nifti(tmp_path / "scans" / "a [old] :x:.nii.gz", body((24, 20, 4)), np.eye(4))
     try:
         (tmp_path / "scans" / ODD).write_bytes(scan.read_bytes())
     except OSError:
@@ -27,8 +27,9 @@ def test_a_name_that_is_no_utf8_fails_alone(segment, tmp_path):
     account = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert {entry["name"]: entry["status"] for entry in account["entries"]} == {
         os.fsdecode(b"M\xfcller"): "failed",
-        "a [old] x": "done",
+        "a [old] :x:": "done",
     }
+    assert "a [old] :x:: liver:" in done.stdout  # no markup, no emoji
     assert "its name is no UTF-8 text; rename it" in done.output
 
 

@@ -128,6 +128,24 @@ def test_a_bad_case_stops_no_other_and_the_next_start_does_only_what_is_missing(
     assert told()[1] == {"a": "done", "b": "skipped", "c": "done"}
 
 
+def test_ctrl_c_leaves_an_account_too(segment, scans, tmp_path, monkeypatch):
+    show = command._print_lines
+
+    def interrupted(result):
+        show(result)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_print_lines", interrupted)
+        assert segment(scans, "liver", "-o", tmp_path / "out").exit_code == 130
+    account = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    first, second = account["entries"]
+    assert (first["status"], second["status"]) == ("done", "skipped")
+    assert first["outputs"]
+    assert "the run was stopped before" in second["reason"]
+    assert segment(scans, "liver", "-o", tmp_path / "out").stdout.count("finished earlier") == 1
+
+
 def test_a_prompt_is_never_evaluated(segment, scans, tmp_path):
     trap = tmp_path / "executed"
     prompt = f"$open('{trap}', 'w').close() or 'liver'"

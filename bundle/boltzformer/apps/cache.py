@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 from monai.transforms import Compose
-from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.console import one_line_errors, plain_console
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.augmentation import RandSliceAffined
 from boltzformer.data.cases import load_cases
@@ -32,7 +31,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Time to measure the loader for; 0 leaves it out.")] = 5.0,
 ) -> None:
     """Build the slice cache, count the examples of each object, and print how fast the loader is."""
-    console = Console()
+    console = plain_console()
     with one_line_errors():
         datasets = {
             section: SliceDataset(

@@ -16,11 +16,16 @@ OUTPUT_DIR = ("--output-dir", "--output", "-o")
 """Names of the option for an output folder: the same in every command."""
 
 
+def plain_console(stderr: bool = False) -> Console:
+    """A console that prints text as it is: nothing in a name or a path is markup, a colour code or an emoji."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
 def print_error(message: object) -> None:
     """Print one line to standard error, as it is: no wrapping, no markup."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print("[red]Error:[/red] ", end="")
-    console.print(str(message), markup=False)
+    console = plain_console(stderr=True)
+    console.print("[red]Error:[/red] ", end="", markup=True)
+    console.print(str(message))
 
 
 @contextmanager

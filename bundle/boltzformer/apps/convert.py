@@ -7,11 +7,10 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from safetensors.torch import load_file
 
 from boltzformer.apps.bundle_config import read_bundle
-from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.console import one_line_errors, plain_console
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
 from boltzformer.networks.authors_checkpoint import convert_checkpoint
@@ -53,7 +52,7 @@ def main(
 
     The encoders come from files of their own, or start at random, and the command says which.
     """
-    console = Console()
+    console = plain_console()
     files = {"backbone_weights": backbone_weights, "text_weights": text_weights}
     with one_line_errors():
         weights = read_weights(checkpoint)

@@ -17,8 +17,8 @@ import nibabel as nib
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 
+from boltzformer.apps.console import plain_console
 from boltzformer.apps.findings import measure
 from boltzformer.apps.release import bundle_version, shipped_weights
 from boltzformer.data.prompts import Prompt
@@ -61,9 +61,9 @@ def main(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = Fal
     if as_json:
         print(json.dumps([asdict(check) for check in checks], indent=4))
     else:
-        console = Console(highlight=False, soft_wrap=True)
+        console = plain_console()
         for check in checks:
-            console.print(f"{check.state:5} {check.name}: {check.told}", markup=False)
+            console.print(f"{check.state:5} {check.name}: {check.told}")
     if any(check.state == BAD for check in checks):
         raise typer.Exit(1)
 

@@ -7,11 +7,10 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 from torch import Tensor
 
 from boltzformer.apps.bundle_config import read_bundle
-from boltzformer.apps.console import one_line_errors, print_error
+from boltzformer.apps.console import one_line_errors, plain_console, print_error
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
 from boltzformer.networks.boltzformer import BoltzFormer
@@ -59,7 +58,7 @@ def main(
     checkpoint: Annotated[str | None, typer.Option(help="weights; models/model.pt by default")] = None,
 ) -> None:
     """Export the network of the bundle with its weights, and compare the file's output with the network's own."""
-    console = Console()
+    console = plain_console()
     with one_line_errors():
         settings = {"device": torch.device("cpu"), **({"checkpoint": checkpoint} if checkpoint else {})}
         parser = read_bundle(bundle_folder(), overlay or [], settings)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.console import one_line_errors, plain_console
 from boltzformer.apps.release import NAME, bundle_version, shipped_weights, weights_checksum
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.inference.formats import output_formats
@@ -28,14 +28,14 @@ def main(
     if as_json:
         print(json.dumps(content, indent=4, ensure_ascii=False))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     console.print(f"{NAME} {content['version']}, bundle {content['bundle']}")
     _print_weights(console, content["weights"])
     table = Table("format", "what is written", box=None)
     for name, about in content["formats"].items():
         table.add_row(name, about)
     console.print(table)
-    console.print("Terms with a SNOMED CT code:", ", ".join(content["coded_terms"]), markup=False)
+    console.print("Terms with a SNOMED CT code:", ", ".join(content["coded_terms"]))
 
 
 def describe(weights: Path | None = None) -> dict[str, Any]:
@@ -66,9 +66,9 @@ def describe(weights: Path | None = None) -> dict[str, Any]:
 
 def _print_weights(console: Console, weights: dict[str, Any]) -> None:
     if not weights["present"]:
-        console.print(f"weights: none at {weights['path']}", markup=False)
+        console.print(f"weights: none at {weights['path']}")
         return
-    console.print(f"weights: {weights['path']}, SHA-256 {weights['sha256']}", markup=False)
+    console.print(f"weights: {weights['path']}, SHA-256 {weights['sha256']}")
     for key in ("trained_with", "trained_on"):
         told = json.dumps(weights[key], ensure_ascii=False) if weights[key] else "not stated in the file"
-        console.print(f"  {key.replace('_', ' ')}: {told}", markup=False)
+        console.print(f"  {key.replace('_', ' ')}: {told}")

@@ -154,7 +154,7 @@ def slurm_job(training: Training, name: str, output: Path) -> str:
     """Text of the job file: one task a machine, put back into the queue where a machine is lost."""
     lines = [
         "#!/bin/bash",
-        f"#SBATCH --job-name={name}",
+        f"#SBATCH --job-name={shlex.quote(name)}",
         f"#SBATCH --nodes={training.nodes}",
         "#SBATCH --ntasks-per-node=1",
         f"#SBATCH --gres=gpu:{training.processes}",

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 
 from boltzformer.apps.batch import FAILED, SKIPPED, CaseResult, Request, run_batch
-from boltzformer.apps.console import OUTPUT_DIR, one_line_errors, print_error
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors, plain_console, print_error
 from boltzformer.apps.findings import Finding
 from boltzformer.apps.release import NAME, bundle_version, shipped_weights, weights_checksum
 from boltzformer.bundle_folder import bundle_folder
@@ -31,6 +30,7 @@ from boltzformer.volumes.segmented import Algorithm
 from boltzformer.volumes.write import size_text
 
 SOME_FAILED = 1
+_STOPPED = "was not done: the run was stopped before"
 DEFAULT_FORMATS = ("nifti", "png")
 
 
@@ -105,9 +105,18 @@ def main(
         show = _print_json if as_json else _print_lines
         told = {"source": source, "prompts": [prompt.text for prompt in wanted], "formats": chosen, **decisive}
         account = Manifest("segmentation", output, file, told)
-        results = run_batch(found.cases, request, make_segmenter, output, overwrite, show)
+        results: list[CaseResult] = []
+
+        def keep(result: CaseResult) -> None:
+            results.append(result)
+            show(result)
+
+        try:
+            run_batch(found.cases, request, make_segmenter, output, overwrite, keep)
+        except KeyboardInterrupt:
+            _account_for(account, found, results, output)
+            raise
         _account_for(account, found, results, output)
-        account.write()
     _finish(results)
 
 
@@ -155,13 +164,13 @@ def window_of(text: str) -> str | list[float]:
 
 
 def _print_lines(result: CaseResult) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     if result.status == FAILED:
         print_error(f"{result.case}: {result.reason}")
         return
     note = "finished earlier" if result.status == SKIPPED else f"{result.seconds:.1f} s"
     for finding in result.findings:
-        console.print(f"{result.case}: {finding.prompt}: {_told(finding)}, {note}", markup=False)
+        console.print(f"{result.case}: {finding.prompt}: {_told(finding)}, {note}")
 
 
 def _told(finding: Finding) -> str:
@@ -179,14 +188,16 @@ def _print_json(result: CaseResult) -> None:
 
 
 def _account_for(account: Manifest, found: FoundVolumes, results: list[CaseResult], output: Path) -> None:
-    """An entry for each volume and for each file that was left out."""
-    for case, result in zip(found.cases, results, strict=True):
-        reason = "finished by an earlier start" if result.status == SKIPPED else result.reason
+    """Write the account: an entry for each volume, also those not reached after Ctrl-C, and each file left out."""
+    left = [CaseResult(str(case["case"]), SKIPPED, reason=_STOPPED) for case in found.cases[len(results) :]]
+    for case, result in zip(found.cases, [*results, *left], strict=True):
+        reason = result.reason or ("finished by an earlier start" if result.status == SKIPPED else "")
         written = tuple(output / name for name in result.files)
         entry = Entry(result.case, str(case["image"]), result.status, reason, result.inputs, written, result.seconds)
         account.add(entry)
     for path, reason in found.skipped.items():
         account.add(Entry(Path(path).name, path, SKIPPED, reason))
+    account.write()
 
 
 def _finish(results: list[CaseResult]) -> None:

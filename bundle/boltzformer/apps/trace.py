@@ -9,18 +9,17 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from boltzformer.apps.bundle_config import network_and_slices, read_bundle
-from boltzformer.apps.console import OUTPUT_DIR, one_line_errors
+from boltzformer.apps.console import OUTPUT_DIR, one_line_errors, plain_console
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.errors import InputError
 from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice
 from boltzformer.output_files import write_bytes
 
-console = Console()
+console = plain_console()
 
 
 def choose_examples(dataset: SliceDataset, case: str | None, name: str | None, count: int) -> list[int]:
