@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from boltzformer.apps.cli import app
+from boltzformer.apps.launch import Training, slurm_job
 from boltzformer.data.phantom import write_phantoms
 from typer.testing import CliRunner
 
@@ -157,3 +158,7 @@ def test_a_training_whose_process_is_killed_goes_on_and_ends_with_equal_weights(
     assert all(torch.equal(first["network"][name], second["network"][name]) for name in first["network"])
     best = [torch.load(folder / "model.pt", weights_only=True) for folder in (kept, lost)]
     assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
+
+
+def test_a_jobs_name_with_a_space_is_one_word():
+    assert "#SBATCH --job-name='my train'\n" in slurm_job(Training(1, 8, 3, 29400, ()), "my train", Path("out"))
