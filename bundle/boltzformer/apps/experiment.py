@@ -15,6 +15,7 @@ from boltzformer.apps.experiment_claims import claim_lines
 from boltzformer.apps.experiment_definition import read_table
 from boltzformer.apps.experiment_figures import draw_figure
 from boltzformer.apps.experiment_plan import plan_runs
+from boltzformer.apps.experiment_rows import rows_by_seed
 from boltzformer.apps.experiment_runs import Launcher, execute, is_finished, launch, launch_warm, write_slurm
 from boltzformer.apps.experiment_tables import collect, describe_budget, write_table
 from boltzformer.errors import InputError
@@ -119,7 +120,8 @@ def run_table(
     if not only:  # of the tasks of an array, none has all
         budget = describe_budget(content, overlays, _settings(overlays), device)
         if content.figure is None:
-            lines, claims = collect(content, planned, runs_dir, data), claim_lines(content, planned, runs_dir, data)
+            scored = rows_by_seed(content, planned, runs_dir, data)
+            lines, claims = collect(content, planned, scored, runs_dir, data), claim_lines(content, scored)
             written = write_table(content, lines, out, budget, claims)
             print(written["md"].read_text(encoding="utf-8"))
         else:

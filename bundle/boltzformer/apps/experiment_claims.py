@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from boltzformer.apps.experiment_definition import Table
-from boltzformer.apps.experiment_plan import Run
-from boltzformer.apps.experiment_rows import finished_rows, foreign_rows, missing_scores
 from boltzformer.metrics.measures.rows import Row
 from boltzformer.metrics.summary.protocol import difference_values, found_nothing
 
 
-def claim_lines(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path, data: Path) -> list[str]:
+def claim_lines(table: Table, scored: Mapping[str, Mapping[int | None, list[Row]]]) -> list[str]:
     """A line for each claim whose rows can be held against each other: difference, interval, and what it says.
 
     Two rows of runs are compared by the seeds that both have; another program's scores stand against each seed.
 
     Args:
         table: with `claims`.
-        planned: row label to its runs.
-        runs_dir: folder of the runs.
-        data: folder of the datasets, and of other programs' scores.
-
-    Raises:
-        InputError: a file of scores that cannot be read.
+        scored: slices by row and seed, from `rows_by_seed`.
     """
     lines = []
     for better, worse in table.claims:
-        first, second = _paired(*(_rows_by_seed(label, table, planned, runs_dir, data) for label in (better, worse)))
+        first, second = _paired(scored[better], scored[worse])
         if not first:
             continue
         idle = [label for label, rows in ((better, first), (worse, second)) if found_nothing(rows)]
@@ -44,16 +36,6 @@ def claim_lines(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Pa
                 f"Claim: {better} above {worse}. Here: {_gain(cells['mean'])}{small}. **{verdict(cells['mean'])}**"
             )
     return lines
-
-
-def _rows_by_seed(
-    label: str, table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path, data: Path
-) -> dict[int | None, list[Row]]:
-    """Scored slices by seed; those of another program, which has none, under None."""
-    row = next(row for row in table.rows if row.label == label)
-    if row.scores is None:
-        return {seed: rows for seed, rows in finished_rows(planned[label], runs_dir).items()}  # noqa: C416
-    return {} if missing_scores(row, data) else {None: foreign_rows(row, table, data)}
 
 
 def _paired(

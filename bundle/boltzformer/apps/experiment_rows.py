@@ -15,22 +15,36 @@ from boltzformer.metrics.measures.rows import Row
 from boltzformer.metrics.summary.slice_scores import read_slice_scores
 
 
-def finished_rows(runs: Sequence[Run], runs_dir: Path) -> dict[int, list[Row]]:
-    """Scored slices of a row's finished runs.
+def rows_by_seed(
+    table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path, data: Path
+) -> dict[str, dict[int | None, list[Row]]]:
+    """Read what was scored for each row of a table.
 
     Args:
-        runs: from `plan_runs`.
+        table: the table.
+        planned: row label to its runs, from `plan_runs`.
         runs_dir: folder of the runs.
+        data: folder of the datasets, and of other programs' scores.
 
     Returns:
-        seed to slices.
+        row label to seed to slices: of finished runs, or of another program, which has no seed, under None; empty where
+        nothing was measured, or a file of scores is missing.
+
+    Raises:
+        InputError: a file of scores that cannot be read.
     """
-    found: dict[int, list[Row]] = {}
-    for run in runs:
-        if is_finished(run, runs_dir):
-            columns = {dataset_name(path): column_of(path) for path in run.datasets}
-            rows = read_csv(runs_dir / run.key / ROWS)
-            found[run.seed] = [{**row, "dataset": columns.get(row["dataset"], row["dataset"])} for row in rows]
+    columns = {_own_name(dataset_path(data, name)): name for name in table.datasets}
+    found: dict[str, dict[int | None, list[Row]]] = {}
+    for row in table.rows:
+        found[row.label] = {}
+        if row.scores is not None and not missing_scores(row, data):
+            found[row.label][None] = _foreign_rows(row, table, columns, data)
+        for run in planned[row.label]:
+            if is_finished(run, runs_dir):
+                rows = read_csv(runs_dir / run.key / ROWS)
+                found[row.label][run.seed] = [
+                    {**line, "dataset": columns.get(line["dataset"], line["dataset"])} for line in rows
+                ]
     return found
 
 
@@ -39,29 +53,19 @@ def missing_scores(row: TableRow, data: Path) -> list[Path]:
     return [file for file in _score_files(row, data) if not file.is_file()]
 
 
-def foreign_rows(row: TableRow, table: Table, data: Path) -> list[Row]:
-    """Slices of the table's datasets that another program scored.
-
-    Args:
-        row: with `scores`, of which no file is missing.
-        table: the row's.
-        data: folder of the datasets, and of the files.
-
-    Raises:
-        InputError: a file that cannot be read.
-    """
-    settings: dict[str, Any] = {key: value for key, value in (row.scores or {}).items() if key != "files"}
-    # by default the names that the datasets call themselves by, and of others nothing
-    own = {dataset_name(dataset_path(data, name)): name for name in table.datasets}
-    chosen: Mapping[str, str] = settings.pop("datasets", None) or {**own, **{name: name for name in table.datasets}}
-    chosen = {name: wanted for name, wanted in chosen.items() if wanted in table.datasets}
-    return [line for file in _score_files(row, data) for line in read_slice_scores(file, datasets=chosen, **settings)]
-
-
-def dataset_name(dataset: Path) -> str:
+def _own_name(dataset: Path) -> str:
     """The name by which the cases of a folder or datalist call their dataset."""
     return str(read_json(datalist_of(dataset), "datalist").get("name") or column_of(dataset))
 
 
 def _score_files(row: TableRow, data: Path) -> list[Path]:
     return [data / file for file in (row.scores or {}).get("files", ())]
+
+
+def _foreign_rows(row: TableRow, table: Table, columns: Mapping[str, str], data: Path) -> list[Row]:
+    """Slices of the table's datasets that another program scored."""
+    settings: dict[str, Any] = {key: value for key, value in (row.scores or {}).items() if key != "files"}
+    # by default the names that the datasets call themselves by, and of others nothing
+    chosen: Mapping[str, str] = settings.pop("datasets", None) or {**columns, **{name: name for name in table.datasets}}
+    chosen = {name: wanted for name, wanted in chosen.items() if wanted in table.datasets}
+    return [line for file in _score_files(row, data) for line in read_slice_scores(file, datasets=chosen, **settings)]

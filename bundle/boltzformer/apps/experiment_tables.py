@@ -10,10 +10,11 @@ from typing import Any
 
 from boltzformer.apps.experiment_definition import COSTS, Table, TableRow
 from boltzformer.apps.experiment_plan import Run
-from boltzformer.apps.experiment_rows import finished_rows, foreign_rows, missing_scores
+from boltzformer.apps.experiment_rows import missing_scores
 from boltzformer.apps.experiment_runs import RESULT
 from boltzformer.json_file import read_json
 from boltzformer.metrics.files import write_csv, write_text
+from boltzformer.metrics.measures.rows import Row
 from boltzformer.metrics.summary.protocol import table_values
 
 _CSV = ("row", "source", "column", "value", "low", "high", "sd", "n", "patients", "datasets", "seeds")
@@ -44,28 +45,31 @@ class Line:
     note: str
 
 
-def collect(table: Table, planned: Mapping[str, Sequence[Run]], runs_dir: Path, data: Path) -> list[Line]:
-    """Read the results of all finished runs, and other programs' scores.
+def collect(
+    table: Table,
+    planned: Mapping[str, Sequence[Run]],
+    scored: Mapping[str, Mapping[int | None, list[Row]]],
+    runs_dir: Path,
+    data: Path,
+) -> list[Line]:
+    """The table's lines from the slices of all finished runs, and of other programs.
 
     Args:
         table: the table.
         planned: row label to its runs, from `plan_runs`.
+        scored: slices by row and seed, from `rows_by_seed`.
         runs_dir: folder of the runs.
-        data: folder of the datasets, and of other programs' scores.
+        data: folder of other programs' scores.
 
     Returns:
         a line for each row; without cells where no run is finished.
-
-    Raises:
-        InputError: a file of scores that cannot be read.
     """
     lines = []
     for row in table.rows:
         if row.scores is not None:
-            lines.append(_scored_elsewhere(row, table, data))
+            lines.append(_scored_elsewhere(row, table, list(scored[row.label].values()), data))
             continue
-        runs = planned[row.label]
-        done = finished_rows(runs, runs_dir)
+        runs, done = planned[row.label], scored[row.label]
         cells = table_values(list(done.values())) if done else {}
         costs = _costs([runs_dir / run.key for run in runs if run.seed in done])
         lines.append(Line(row.label, {**cells, **costs}, row.paper, len(done), len(runs), row.note))
@@ -128,11 +132,11 @@ def describe_budget(table: Table, overlays: Sequence[str], settings: Mapping[str
     return lines
 
 
-def _scored_elsewhere(row: TableRow, table: Table, data: Path) -> Line:
+def _scored_elsewhere(row: TableRow, table: Table, scored: Sequence[list[Row]], data: Path) -> Line:
     if missing := missing_scores(row, data):
         note = f"its scores are not there: {', '.join(str(file) for file in missing)}. {row.note}".strip()
         return Line(row.label, {}, row.paper, 0, 0, note)
-    cells = table_values([foreign_rows(row, table, data)])
+    cells = table_values(scored)
     note = row.note
     if "mean" in cells and cells["mean"]["datasets"] < len(table.datasets):
         note = f"mean over {cells['mean']['datasets']} of {len(table.datasets)} datasets. {note}".strip()

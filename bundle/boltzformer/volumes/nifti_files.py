@@ -10,6 +10,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import SpatialImage
+from pydicom.misc import is_dicom
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.deflate import BUFFER, DAMAGE, open_gzip
@@ -81,7 +82,7 @@ def open_nibabel(path: Path) -> Any:
     try:
         image = nib.load(path)
     except Exception as error:  # nibabel raises many kinds on a damaged header
-        if _is_dicom(path):
+        if is_dicom(path):
             raise InputError(f"{path}: is a DICOM file; give the folder that holds its series.") from None
         raise InputError(
             f"{path}: cannot be read as a volume ({error}); it may be truncated, or is no NIfTI file (.nii, .nii.gz)."
@@ -91,12 +92,6 @@ def open_nibabel(path: Path) -> Any:
     if isinstance(image, nib.Nifti1Image) and volume_suffix(path.name):
         _check_raw_header(path, image)
     return image
-
-
-def _is_dicom(path: Path) -> bool:
-    """By the mark behind the preamble (PS3.10)."""
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _check_raw_header(path: Path, image: nib.Nifti1Image) -> None:
