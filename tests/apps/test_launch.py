@@ -68,7 +68,7 @@ def test_a_slurm_job_runs_one_torchrun_a_machine_and_reaches_the_global_batch(ph
 def test_the_job_starts_from_the_first_machine_of_its_list(phantoms, tmp_path):
     """SLURM's own commands replaced by ones that tell what they were given."""
     _written("slurm", tmp_path / "big.sbatch", phantoms, "-o", tmp_path / "run", "--nodes", "2")
-    _program(tmp_path / "bin" / "scontrol", 'echo "node7"; echo "node8"')
+    _program(tmp_path / "bin" / "scontrol", 'seq -f "node%.0f" 7 20000')  # more than a pipe holds
     _program(tmp_path / "bin" / "srun", 'printf "%s\\n" "$@"')
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     environment |= {"SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "42"}

@@ -164,7 +164,9 @@ def slurm_job(training: Training, name: str, output: Path) -> str:
         f"#SBATCH --output={shlex.quote(str(output.resolve()))}_%x_%j.out",
         "set -euo pipefail",
         f"cd {shlex.quote(str(bundle_folder()))}",
-        'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        # no pipe into `head`: it may close before all is said, and pipefail would end the job
+        'hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")',
+        "head=${hosts%%$'\\n'*}",
         f"exec srun {training.command('$SLURM_JOB_ID', '$head')}",
     ]
     return "\n".join(lines) + "\n"
