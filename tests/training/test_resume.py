@@ -306,6 +306,23 @@ def test_a_longer_run_goes_on_from_its_rate(make_run, tmp_path):
     assert reached < 0.02 * 1e-2
 
 
+def test_a_resumed_run_takes_the_settings_that_it_is_given(make_run, tmp_path, caplog):
+    _kill_after(make_run(tmp_path, learning_rate=1e-2), 15)  # in its third epoch
+    share = torch.load(tmp_path / "last.pt", weights_only=True)["states"]["schedule"]["share"]
+    run = make_run(tmp_path, learning_rate=1e-3, resume=True)
+    run.optimizer.param_groups[0]["weight_decay"] = 0.3
+    run.trainer.add_event_handler(Events.ITERATION_COMPLETED(once=13), lambda engine: engine.terminate())
+    rates = []
+    run.trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: rates.append(run.optimizer.param_groups[0]["lr"])
+    )
+    run.trainer.run()
+    assert rates == pytest.approx([1e-3 * share])
+    assert run.optimizer.param_groups[0]["weight_decay"] == 0.3
+    assert "goes on with the learning rates [0.001], it had [0.01]" in caplog.text
+    assert "goes on with weight_decay 0.3, it had 0.01" in caplog.text
+
+
 def test_another_window_is_refused_on_resume(make_run, tmp_path):
     network = {"type": "Small"}
     recipes = [{"network": network, "input": {"window": w, "axis": 2, "num_adjacent": 0}} for w in ("lung", "bone")]

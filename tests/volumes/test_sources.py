@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -94,6 +96,44 @@ def test_things_in_memory(source, affine):
 def test_what_cannot_be_used_is_one_error(source, affine, message):
     with pytest.raises(InputError, match=message):
         open_volume(source, affine)
+
+
+@pytest.mark.parametrize(
+    ("qform", "sform", "said"),
+    [
+        (0, 0, "no orientation .* taken as running left, anterior, superior"),
+        (1, 1, "different orientations"),
+        (0, 1, ""),
+        (1, 0, ""),
+    ],
+)
+def test_sides_that_a_header_leaves_open_or_says_in_two_ways_are_told(tmp_path, caplog, qform, sform, said):
+    image = nib.Nifti1Image(ARRAY, np.eye(4))
+    image.set_qform(np.diag([-1.0, 1.0, 1.0, 1.0]), qform)
+    image.set_sform(np.diag([1.0, 1.0, 1.0, 1.0]), sform)
+    nib.save(image, tmp_path / "a.nii.gz")
+    for source in (tmp_path / "a.nii.gz", nib.load(tmp_path / "a.nii.gz")):
+        caplog.clear()
+        open_volume(source)
+        assert len(caplog.records) == bool(said)
+        assert re.search(said, caplog.text)
+
+
+def test_a_qform_that_nothing_uses_may_hold_anything(tmp_path, caplog):
+    save_nifti(tmp_path / "a.nii", ARRAY, AFFINE)
+    block = bytearray((tmp_path / "a.nii").read_bytes())
+    block[252:254] = (1).to_bytes(2, "little")
+    block[256:268] = np.array([np.nan, 3, 5], "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(block)
+    assert np.allclose(open_volume(tmp_path / "a.nii").affine, AFFINE)
+    assert not caplog.records
+
+
+def test_a_format_of_nibabel_is_scaled_as_it_says():
+    file = Path(nib.__file__).parent / "tests" / "data" / "scaled+tlrc.HEAD"
+    expected = nib.load(file).get_fdata()[..., 0]
+    assert expected.max() < 1  # stored as whole numbers
+    np.testing.assert_allclose(open_volume(file).voxels, expected)
 
 
 def test_an_array_without_affine_says_so(caplog):

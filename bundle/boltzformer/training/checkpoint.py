@@ -22,7 +22,7 @@ from boltzformer.errors import InputError
 from boltzformer.recipe import check_same_recipe
 from boltzformer.training.gradients import steps_now
 from boltzformer.training.interruption import Interruption
-from boltzformer.training.optimizer_state import check_optimizer_state
+from boltzformer.training.optimizer_state import load_optimizer_state
 from boltzformer.training.random_state import gather_random_state, restore_random_state
 from boltzformer.training.skipping import SkippingLoader
 from boltzformer.weights import NETWORK_KEY, check_fit, keep_previous, read_checkpoint, save_atomically
@@ -254,10 +254,11 @@ class RunCheckpoint:
             check_same_recipe(self.recipe, path, self.override)
         check_fit(self.network, content[NETWORK_KEY], path)
         self.network.load_state_dict(content[NETWORK_KEY])
-        for name, item in self.states.items():
-            if name in content["states"]:
-                if isinstance(item, Optimizer):
-                    check_optimizer_state(item, content["states"][name])
+        # optimizers first: a schedule sets their rates
+        for name, item in sorted(self.states.items(), key=lambda entry: not isinstance(entry[1], Optimizer)):
+            if name in content["states"] and isinstance(item, Optimizer):
+                load_optimizer_state(item, content["states"][name])
+            elif name in content["states"]:
                 item.load_state_dict(content["states"][name])
         if engine.scaler is not None and content["scaler"]:
             engine.scaler.load_state_dict(content["scaler"])

@@ -1,12 +1,39 @@
-"""Whether a state that was read is an optimizer's: torch itself finds out in the middle of a step."""
+"""Taking up an optimizer's state that was read, if it is one: torch itself finds out in the middle of a step."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+logger = logging.getLogger(__name__)
+
+
+def load_optimizer_state(optimizer: Optimizer, found: Mapping[str, Any]) -> None:
+    """Take up the moments of an earlier run's optimizer, and keep this run's settings.
+
+    torch would take up its settings too, so that a learning rate or weight decay given to the resumed run would do
+    nothing.
+
+    Args:
+        optimizer: that goes on.
+        found: what `optimizer.state_dict()` gave in another process.
+
+    Raises:
+        ValueError: see `check_optimizer_state`, or other groups of parameters.
+    """
+    check_optimizer_state(optimizer, found)
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(dict(found))
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        for key, value in own.items():
+            # rates change from step to step; their schedule tells of others
+            if key not in ("lr", "initial_lr") and key in group and group[key] != value:
+                logger.warning("this run goes on with %s %s, it had %s", key, value, group[key])
+        group.update(own)
 
 
 def check_optimizer_state(optimizer: Optimizer, found: Mapping[str, Any]) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+logger = logging.getLogger(__name__)
+
 
 class WarmupCosine(LambdaLR):
     """Linear warm-up, then half a cosine down to `final_share` of the learning rate, where it stays.
 
     MONAI's `WarmupCosineSchedule` rises again beyond its total. A run that is taken up with another total goes on
-    from the rate it had: from there half a cosine down to the new end, or the final rate where it had reached it.
+    from the rate it had: from there half a cosine down to the new end, or the final rate where it had reached it. One
+    that is taken up with other learning rates goes on with these, at the same share of them.
 
     Args:
         optimizer: whose groups are scheduled; call `step` after each of its steps.
@@ -41,6 +45,7 @@ class WarmupCosine(LambdaLR):
         return {
             "step": self.last_epoch,
             "share": self.share(self.last_epoch),
+            "warmup_steps": self.warmup_steps,
             "total_steps": self.total_steps,
             "anchor": self.anchor,
             "base_lrs": self.base_lrs,
@@ -48,15 +53,20 @@ class WarmupCosine(LambdaLR):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up an earlier run's position."""
+        """Take up an earlier run's position, with this run's learning rates; load the optimizer's state before."""
         self.last_epoch = state_dict.get("step", state_dict.get("last_epoch", 0))
         self._step_count = self.last_epoch + 1
-        self.base_lrs = [float(rate) for rate in state_dict["base_lrs"]]
-        self._last_lr = [float(rate) for rate in state_dict.get("last_lr", state_dict.get("_last_lr", self.base_lrs))]
-        if not len(self.base_lrs) == len(self._last_lr) == len(self.optimizer.param_groups):
-            raise ValueError(f"{len(self.base_lrs)} rates for {len(self.optimizer.param_groups)} groups of parameters")
+        earlier = [float(rate) for rate in state_dict["base_lrs"]]
+        if not len(self.base_lrs) == len(earlier) == len(self.optimizer.param_groups):
+            raise ValueError(f"{len(earlier)} rates for {len(self.optimizer.param_groups)} groups of parameters")
         anchor = state_dict.get("anchor")
         self.anchor = None if anchor is None else (int(anchor[0]), float(anchor[1]))
         longer = state_dict.get("total_steps", self.total_steps) != self.total_steps
-        if longer and self.last_epoch >= self.warmup_steps:
+        if longer and self.last_epoch >= state_dict.get("warmup_steps", self.warmup_steps):
             self.anchor = (self.last_epoch, float(state_dict["share"]))
+        if earlier != self.base_lrs:
+            logger.warning("this run goes on with the learning rates %s, it had %s", self.base_lrs, earlier)
+        share = self.share(self.last_epoch)
+        self._last_lr = [rate * share for rate in self.base_lrs]
+        for group, base, now in zip(self.optimizer.param_groups, self.base_lrs, self._last_lr, strict=True):
+            group.update(initial_lr=base, lr=now)

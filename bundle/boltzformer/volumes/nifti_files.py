@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import zlib
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.spatialimages import SpatialImage
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 from pydicom.misc import is_dicom
 
 from boltzformer.errors import InputError
@@ -17,7 +20,10 @@ from boltzformer.volumes.deflate import BUFFER, DAMAGE, open_gzip
 from boltzformer.volumes.grids import check_affine
 from boltzformer.volumes.names import volume_suffix
 
+logger = logging.getLogger(__name__)
+
 _MM_OF_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes of metre and micrometre
+_SIDES = {"L": "left", "R": "right", "A": "anterior", "P": "posterior", "S": "superior", "I": "inferior"}
 
 
 def image_affine(image: Any, where: str) -> np.ndarray:
@@ -30,6 +36,39 @@ def image_affine(image: Any, where: str) -> np.ndarray:
     if isinstance(image, nib.Nifti1Image):
         affine[:3] *= _MM_OF_UNIT.get(int(image.header["xyzt_units"]) & 7, 1.0)  # nibabel fails on codes that are none
     return affine
+
+
+def tell_of_sides(image: Any, where: str) -> None:
+    """Warn where a NIfTI header leaves open, or says in two ways, which side is left.
+
+    Args:
+        image: of nibabel; one that is no NIfTI says nothing.
+        where: what to name in the warning.
+    """
+    if not isinstance(image, nib.Nifti1Image):
+        return
+    header = image.header
+    if not header["sform_code"] and not header["qform_code"]:
+        axes = ", ".join(_SIDES[code] for code in nib.aff2axcodes(image.affine))
+        logger.warning(
+            "%s: the header says no orientation (qform and sform code 0); its axes are taken as running %s, so left "
+            "and right may be wrong",
+            *(where, axes),
+        )
+    elif header["sform_code"] and header["qform_code"]:
+        # a qform that nothing uses may hold anything
+        with contextlib.suppress(HeaderDataError, ValueError), np.errstate(invalid="ignore", divide="ignore"):
+            first, second = (form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0) for form in _forms(header))
+            if (first * second).sum(axis=0).min() < 0.5:  # an axis that turns by over 60 degrees
+                logger.warning(
+                    "%s: its qform and sform say different orientations; the sform is taken, a viewer may take the "
+                    "other, so left and right may be wrong",
+                    where,
+                )
+
+
+def _forms(header: nib.Nifti1Header) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(header.get_qform()), np.asarray(header.get_sform())
 
 
 def read_nibabel(path: Path) -> np.ndarray:
@@ -113,8 +152,10 @@ def _check_raw_header(path: Path, image: nib.Nifti1Image) -> None:
 def image_voxels(image: Any) -> np.ndarray:
     """All voxels of a nibabel image, scaled in float32 (not float64) where the header asks for scaling."""
     proxy = image.dataobj
-    if getattr(proxy, "slope", 1.0) == 1.0 and getattr(proxy, "inter", 0.0) == 0.0:
-        return np.asanyarray(proxy.get_unscaled() if hasattr(proxy, "get_unscaled") else proxy)
+    if type(proxy) is not ArrayProxy:  # an array; or a proxy of another format, which scales by more than these two
+        return np.asanyarray(proxy)
+    if proxy.slope == 1.0 and proxy.inter == 0.0:
+        return np.asanyarray(proxy.get_unscaled())
     return np.asarray(proxy, dtype=np.float32)
 
 

@@ -15,7 +15,7 @@ from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.dicom_pixels import read_series
 from boltzformer.volumes.modality import normal_modality
 from boltzformer.volumes.names import NIFTI_SUFFIXES, is_utf8, volume_suffix
-from boltzformer.volumes.nifti_files import open_nibabel
+from boltzformer.volumes.nifti_files import open_nibabel, tell_of_sides
 from boltzformer.volumes.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def checked(volume: Volume, modality: object = "", body_part: str = "") -> Volum
 def _open_file(path: Path) -> Volume:
     voxels, header = read_volume(path)
     image = open_nibabel(path) if volume_suffix(path.name) in NIFTI_SUFFIXES else None
+    tell_of_sides(image, str(path))
     return Volume(
         voxels, header.affine, str(path), path, header=image.header if isinstance(image, nib.Nifti1Image) else None
     )

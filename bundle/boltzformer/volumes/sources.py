@@ -17,7 +17,7 @@ from boltzformer.volumes.grids import check_affine
 from boltzformer.volumes.itk_files import image_geometry, is_itk_image
 from boltzformer.volumes.itk_files import image_voxels as itk_voxels
 from boltzformer.volumes.modality import normal_modality
-from boltzformer.volumes.nifti_files import image_affine, image_voxels
+from boltzformer.volumes.nifti_files import image_affine, image_voxels, tell_of_sides
 from boltzformer.volumes.paths import checked, open_path
 from boltzformer.volumes.volume import Volume
 
@@ -89,7 +89,9 @@ def _open(source: Any, affine: Any, uneven_spacing: str, series_uid: str) -> Vol
         while voxels.ndim > 3 and voxels.shape[-1] == 1:
             voxels = voxels[..., 0]
         header = source.header if isinstance(source, nib.Nifti1Image) else None
-        return Volume(voxels, image_affine(source, "the nibabel image"), "the nibabel image", header=header)
+        matrix = image_affine(source, "the nibabel image")
+        tell_of_sides(source, "the nibabel image")
+        return Volume(voxels, matrix, "the nibabel image", header=header)
     raise InputError(
         f"a {type(source).__name__} is no volume; give a path, an array with an affine, a MetaTensor, or an image of "
         "nibabel or SimpleITK."
