@@ -189,15 +189,17 @@ def test_a_key_follows_everything_that_decides_a_result(data, tmp_path):
     file.write_text(before)
 
 
-def test_the_array_job_has_one_task_for_each_missing_run(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "cpu"])
+def test_the_array_job_has_one_task_for_each_missing_run(data, tmp_path, monkeypatch, device):
     monkeypatch.chdir(tmp_path)
     table, budget = _table(tmp_path), write_json(tmp_path / "my budget.json", BUDGET)
-    run_table(table, data, tmp_path / "out", "cuda", 3, overlays=[str(budget)], slurm_dir=Path("jobs"), processes=2)
+    run_table(table, data, tmp_path / "out", device, 3, overlays=[str(budget)], slurm_dir=Path("jobs"), processes=2)
     script = (tmp_path / "jobs" / "mini.sbatch").read_text()
     keys = (tmp_path / "jobs" / "mini.runs").read_text().split()
     assert len(set(keys)) == 6
     assert "#SBATCH --array=1-6" in script
-    assert "--gres=gpu:2" in script
+    kind = device.partition(":")[0]
+    assert ("--gres=gpu:2" in script) == (kind == "cuda")
     # what the second task would start: the same table, options and run
     fake = tmp_path / "fake.py"
     fake.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
@@ -209,7 +211,8 @@ def test_the_array_job_has_one_task_for_each_missing_run(data, tmp_path, monkeyp
     assert arguments[0] == str(table)
     assert arguments[arguments.index("--only") + 1] == keys[1]
     assert arguments[arguments.index("--overlay") + 1] == str(budget)
-    planned = plan_runs(read_table(table), data, BUNDLE, [str(budget)], range(3), "cuda", 2)
+    assert arguments[arguments.index("--device") + 1] == kind
+    planned = plan_runs(read_table(table), data, BUNDLE, [str(budget)], range(3), kind, 2)
     assert keys == [run.key for runs in planned.values() for run in runs]
 
 

@@ -96,7 +96,7 @@ def run_table(
     Raises:
         InputError: a mistake that is found before anything is run.
     """
-    _check_device(device, needed=not render_only and slurm_dir is None)
+    kind = _check_device(device, needed=not render_only and slurm_dir is None)
     out, data = out.resolve(), data.resolve()
     overlays = [_overlay(name) for name in overlays]
     content = read_table(table, datasets, section, columns)
@@ -107,8 +107,9 @@ def run_table(
         raise InputError(f"--only: the table has no run {unknown[0]}; was it written with other options?")
     missing = [run for run in every.values() if not is_finished(run, runs_dir) and (not only or run.key in only)]
     if slurm_dir is not None:
-        command = _command(table, data, out, seeds, content.datasets, content.section, overlays, processes)
-        print(f"Written: {write_slurm(slurm_dir, content.name, missing, command, BUNDLE, processes)}")
+        command = _command(table, data, out, kind, seeds, content.datasets, content.section, overlays, processes)
+        job = write_slurm(slurm_dir, content.name, missing, command, BUNDLE, processes, gpus=kind == "cuda")
+        print(f"Written: {job}")
         return []
     failures = []
     for number, run in enumerate([] if render_only else missing, start=1):
@@ -130,13 +131,14 @@ def run_table(
     return failures
 
 
-def _check_device(device: str, needed: bool) -> None:
+def _check_device(device: str, needed: bool) -> str:
     try:
         kind = torch.device(device).type
     except RuntimeError:
         raise InputError(f"--device: {device!r} is no device; expected cpu, cuda or cuda:1.") from None
     if needed and kind == "cuda" and not torch.cuda.is_available():
         raise InputError("--device: no GPU is available to PyTorch here; give --device cpu.")
+    return kind
 
 
 def _overlay(name: str) -> str:
@@ -155,13 +157,14 @@ def _command(
     table: Path,
     data: Path,
     out: Path,
+    device: str,
     seeds: int,
     datasets: Sequence[str],
     section: str,
     overlays: Sequence[str],
     processes: int,
 ) -> list[str]:
-    command = [str(table.resolve()), "--data", str(data), "--out", str(out), "--device", "cuda"]
+    command = [str(table.resolve()), "--data", str(data), "--out", str(out), "--device", device]
     command += ["--seeds", str(seeds), "--section", section, "--processes", str(processes)]
     for option, values in (("--dataset", datasets), ("--overlay", overlays)):
         command += [part for value in values for part in (option, value)]

@@ -197,7 +197,13 @@ def _described(run: Run) -> dict[str, Any]:
 
 
 def write_slurm(
-    folder: Path, name: str, runs: Iterable[Run], command: Sequence[str], bundle: Path, processes: int = 1
+    folder: Path,
+    name: str,
+    runs: Iterable[Run],
+    command: Sequence[str],
+    bundle: Path,
+    processes: int = 1,
+    gpus: bool = True,
 ) -> Path:
     """Write an array job with one task for each run.
 
@@ -207,7 +213,8 @@ def write_slurm(
         runs: those that are missing.
         command: arguments of `boltzformer.apps.experiment` without `--only`.
         bundle: where the tasks start.
-        processes: GPUs a task.
+        processes: of a task, each with a GPU.
+        gpus: ask for them; else the tasks compute on CPUs.
 
     Returns:
         the job file, to be handed to `sbatch` (with the partition, account and time of your cluster).
@@ -222,7 +229,7 @@ def write_slurm(
         f"#SBATCH --array=1-{len(keys)}",
         "#SBATCH --nodes=1",
         "#SBATCH --ntasks=1",
-        f"#SBATCH --gres=gpu:{processes}",
+        *([f"#SBATCH --gres=gpu:{processes}"] if gpus else []),
         f"#SBATCH --cpus-per-task={8 * processes}",
         f"#SBATCH --output={shlex.quote(str(folder.resolve()))}/%x_%A_%a.out",
         "set -euo pipefail",
