@@ -91,6 +91,10 @@ def test_plain_folder_needs_names(labels_dir, exact_predictions, tmp_path):
     names.write_text(json.dumps({"1": "liver lesion", "2": "left kidney"}))
     done = run(exact_predictions, labels_dir, "--output-dir", tmp_path / "out", "--objects", names)
     assert done.exit_code == 0, done.stderr
+    names.write_text(json.dumps({"1": "lesion", "2": "Lesion"}))  # numbered one by one
+    done = run(exact_predictions, labels_dir, "--output-dir", tmp_path / "out", "--objects", names)
+    assert done.exit_code == 2
+    assert "two label values have the same name" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,18 @@ def test_probabilities_give_scores_froc_and_calibration(labels_dir, tmp_path, ma
     assert 0.03 < calibration["before"]["ece"] < 0.06  # 0.05 too much in the background, which is most voxels
 
 
+def test_an_object_that_is_never_found_lowers_the_froc(labels_dir, tmp_path, make_volume):
+    for path in labels_dir.glob("*.nii.gz"):
+        case, mask = path.name.split(".")[0], load(path) == 1
+        make_volume(tmp_path / "p" / f"{case}_liver_lesion.nii.gz", mask.astype(np.uint8))
+        make_volume(tmp_path / "p" / f"{case}_left_kidney.nii.gz", np.zeros_like(mask, np.uint8))
+        for name in ("liver_lesion", "left_kidney"):
+            make_volume(tmp_path / "p" / f"{case}_{name}_prob.nii.gz", np.full(mask.shape, 0.4, np.float32))
+    lesions = run(labels_dir, tmp_path / "p").summary["lesions"]
+    assert lesions["froc"]["objects"] == ["set / left kidney", "set / liver lesion"]
+    assert lesions["froc"]["at"]["8"] == lesions["overall"]["sensitivity"] == 6 / 9
+
+
 def test_workers_give_the_same_result(labels_dir, exact_predictions):
     assert run(labels_dir, exact_predictions, workers=2).summary == run(labels_dir, exact_predictions).summary
 

@@ -164,6 +164,16 @@ def test_two_wordings_of_one_slice_are_refused_not_dropped():
         evaluate(SizeBucketDiceHandler(print_table=False), [*data, {**data[2], "text": "another wording"}])
 
 
+@pytest.mark.parametrize("other", [{"patient": "case9"}, {"label": torch.ones(1, 64, 64)}])
+def test_two_images_of_one_name_are_refused_not_dropped(other):
+    data = items(3)
+    with pytest.raises(InputError, match="case case1, object o0, slice 2 was scored against two labels"):
+        evaluate(SizeBucketDiceHandler(print_table=False), [*data, {**data[2], **other}])
+    again = SizeBucketDiceHandler(print_table=False)
+    evaluate(again, [*data, {**data[2], "image": torch.zeros(1, 64, 64)}])  # a repetition, marked differently
+    assert len(again.rows) == 3
+
+
 def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

@@ -117,6 +117,11 @@ def _plain_folder(labels: Path, names: dict[str, Any]) -> list[LabelledCase]:
         objects = {int(value): str(name) for value, name in names.items() if int(value)}
     except ValueError as error:
         raise InputError(f"--objects must map label values to names: {error}") from error
+    if len({name.casefold() for name in objects.values()}) < len(objects):
+        raise InputError(
+            "--objects: two label values have the same name, and a prediction of it would be held against each of them "
+            "alone; give them one value in the label maps (lesions are told apart as connected components)."
+        )
     return [LabelledCase(path, objects, labels.name, str(strip_extension(path.name))) for path in files]
 
 

@@ -93,14 +93,24 @@ def unique_rows(rows: Iterable[Row], key_columns: Sequence[str]) -> list[Row]:
     """Rows sorted by their key, each key once (the first stays).
 
     Raises:
-        InputError: two rows of one key answer different prompts: neither is a repetition of the other.
+        InputError: two rows of one key answer different prompts, or belong to two images of one name: neither is a
+            repetition of the other.
     """
     found: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         key = tuple(row[column] for column in key_columns)
         first = found.setdefault(key, row)
+        if first is row:
+            continue
+        where = ", ".join(f"{column} {value}" for column, value in zip(key_columns, key, strict=True))
+        # what a repetition cannot change, whatever the network marks in it
+        if any(first.get(column) != row.get(column) for column in ("patient", "label_pixels")):
+            raise InputError(
+                f"{where} was scored against two labels. A case is named by dataset and image file: give "
+                "images names of their own (not pt_1/ct.nii.gz and pt_2/ct.nii.gz), datasets too, and list an image "
+                "with one label map of an object"
+            )
         if first.get("text") != row.get("text"):
-            where = ", ".join(f"{column} {value}" for column, value in zip(key_columns, key, strict=True))
             raise InputError(
                 f"{where} was scored with two prompts, '{first['text']}' and '{row['text']}': evaluate one wording "
                 "at a time"

@@ -2,8 +2,8 @@
 
 The rule, which `docs/evaluation.md` states for readers: components under 26-connectivity by default; a pair
 whose intersection over union (IoU) exceeds one half is matched, for it can have no rival (Kirillov et al.
-2019, "Panoptic Segmentation", theorem in section 4.1); the rest is assigned one to one with the largest total
-IoU, and pairs below `min_iou` fall apart again. A label lesion without a partner is missed, a predicted one
+2019, "Panoptic Segmentation", theorem in section 4.1); the rest, without pairs below `min_iou`, is assigned one to one
+with the largest total IoU. A label lesion without a partner is missed, a predicted one
 without a partner is a false positive.
 """
 

@@ -76,17 +76,15 @@ def all_intervals(
 
 
 def _scored_froc(rows: Sequence[Row], scans: Mapping[str, int]) -> dict[str, Any] | None:
-    """FROC over the objects whose predicted lesions all have a score; None where there is none."""
+    """FROC over the objects whose predicted lesions all have a score; None where no lesion has one.
+
+    An object of which nothing was predicted belongs to them: its lesions are missed whatever the threshold.
+    """
     groups: dict[str, list[Row]] = {name: [] for name in scans}
     for row in rows:
         groups[object_name(row)].append(row)
-    scored = [
-        name
-        for name, part in groups.items()
-        if any(r["score"] is not None for r in part)
-        and all(r["score"] is not None or r["kind"] == MISSED for r in part)
-    ]
-    if not scored:
-        return None
+    scored = [name for name, part in groups.items() if all(r["score"] is not None or r["kind"] == MISSED for r in part)]
     pooled = [row for name in scored for row in groups[name]]
+    if not any(row["score"] is not None for row in pooled):
+        return None
     return {"objects": sorted(scored), **froc(pooled, sum(scans[name] for name in scored))}
