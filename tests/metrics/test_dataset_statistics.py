@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -44,6 +45,16 @@ def test_numbers_equal_a_direct_count(labels_dir):
     lesion = next(r for r in found["objects"] if r["object"] == "liver lesion")
     assert lesion["slices"] == 3 * 3
     assert lesion["min_percent"] == pytest.approx(100 / 480)  # the one-voxel lesion
+
+
+def test_sizes_in_mm_leave_out_unknown_voxel_sizes(labels_dir):
+    cases = [LabelledCase(p, OBJECTS, "set", p.name[:6]) for p in sorted(labels_dir.glob("*"))]
+    known = dataset_statistics(cases[:1], read_volume)["objects"]
+    found = dataset_statistics([cases[0], replace(cases[1], spacing_known=False)], read_volume)["objects"]
+    for row, alone in zip(found, known, strict=True):
+        assert row["volumes"] == 2 * alone["volumes"]
+        assert row["median_diameter_mm"] == alone["median_diameter_mm"]
+        assert row["median_volume_mm3"] == alone["median_volume_mm3"]
 
 
 def test_empty_label_maps_are_named(labels_dir, make_volume):

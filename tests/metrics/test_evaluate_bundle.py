@@ -12,6 +12,7 @@ import torch
 import typer
 from boltzformer.apps.evaluate_bundle import main
 from boltzformer.metrics.evaluation import evaluate_folder
+from boltzformer.metrics.files import read_csv
 from boltzformer.metrics.measures.cases import LabelledCase
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.volumes.checks import read_volume
@@ -84,6 +85,8 @@ def test_a_dataset_says_that_voxel_sizes_mean_nothing(options, dataset, tmp_path
     for entry in ({"spacing": "unknown"}, {}):
         write_json(dataset / "dataset.json", {**content, **entry})
         assert run(*options, "--output-dir", tmp_path / f"out{len(entry)}", "--limit", 1).exit_code == 0
+        volumes = read_csv(tmp_path / f"out{len(entry)}" / "volumes.csv")
+        assert any(row["surface_dice_2mm"] for row in volumes) is not bool(entry)
     assert told == [False, True]
 
 

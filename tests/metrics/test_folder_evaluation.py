@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,6 +15,7 @@ from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
 from boltzformer.metrics.measures.evaluation import Evaluation
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
+from boltzformer.metrics.show.report import write_report
 from boltzformer.volumes.checks import read_volume
 
 OBJECTS = {1: "liver lesion", 2: "left kidney"}
@@ -136,6 +138,30 @@ def test_an_object_that_is_never_found_lowers_the_froc(labels_dir, tmp_path, mak
     lesions = run(labels_dir, tmp_path / "p").summary["lesions"]
     assert lesions["froc"]["objects"] == ["set / left kidney", "set / liver lesion"]
     assert lesions["froc"]["at"]["8"] == lesions["overall"]["sensitivity"] == 6 / 9
+
+
+def test_nothing_is_measured_in_mm_where_the_voxel_size_is_not_known(labels_dir, tmp_path, make_volume):
+    """Cases 0 and 1 of unknown voxel size, the second missed; case 2 shifted by a voxel of 1.5 mm."""
+    for i, path in enumerate(sorted(labels_dir.glob("*.nii.gz"))):
+        label = load(path)
+        make_volume(tmp_path / "p" / path.name, [label, label * (label == 1), np.roll(label, 1, 1)][i])
+    three = [replace(case, spacing_known=i == 2) for i, case in enumerate(cases(labels_dir))]
+    three[0] = replace(three[0], objects={**OBJECTS, 3: "spleen"}, annotated=frozenset({3}))
+    found = evaluate_folder(three, PredictionFolder(tmp_path / "p"), read_volume)
+    assert found.failures == []
+    unknown = [row for row in [*found.slices, *found.volumes, *found.lesions] if row["case"] != "case_2"]
+    sizes = {key: row[key] for row in unknown for key in row if key.rsplit("_", 1)[-1] in ("mm", "mm2", "mm3", "2mm")}
+    assert len(sizes) > 8
+    assert not any(row.get(key) for row in unknown for key in sizes)  # 0 mm3 of nothing is known
+    volumes = found.summary["volumes"]["objects"]
+    kidney = volumes["set / left kidney"]
+    assert (kidney["n"], kidney["hd95_mm"]) == (3, {"n": 1, "mean": 1.5, "median": 1.5, "undefined": 1})
+    assert volumes["set / spleen"]["negatives"]["specificity"] == volumes["set / spleen"]["negatives"]["n"] == 1
+    lesions = found.summary["lesions"]
+    assert lesions["overall"]["lesions"] == 9
+    assert sum(bucket["lesions"] for bucket in lesions["buckets_mm"].values()) == 3
+    write_report(tmp_path / "report.html", found, three, PredictionFolder(tmp_path / "p"), read_volume)
+    assert LabelledCase.from_dict({"label": "l.nii", "objects": {}, "dataset": "d", "patient": "p"}).spacing_known
 
 
 def test_workers_give_the_same_result(labels_dir, exact_predictions):

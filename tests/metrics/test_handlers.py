@@ -158,6 +158,18 @@ def test_existence_scores_reach_rows_and_metrics():
         evaluate(SizeBucketDiceHandler(print_table=False), data)
 
 
+def test_a_pixel_size_that_means_nothing_gives_no_mm():
+    data = items(3)
+    known = torch.tensor([1.0, 2.0])
+    made = [{**item, "known_spacing": torch.full((2,), math.nan) if i == 2 else known} for i, item in enumerate(data)]
+    handler = SizeBucketDiceHandler(print_table=False)
+    evaluate(handler, made)
+    assert [row["diameter_mm"] is not None for row in sorted(handler.rows, key=lambda row: row["slice"])][1:] == [
+        True,
+        False,
+    ]
+
+
 def test_two_wordings_of_one_slice_are_refused_not_dropped():
     data = items(3)
     with pytest.raises(InputError, match="two prompts, 'object 0' and 'another wording'"):

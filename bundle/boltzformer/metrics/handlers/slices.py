@@ -56,7 +56,7 @@ class SizeBucketDiceHandler(RowHandler):
         existence_threshold: gating empties a slice that scores below this.
 
     An item has `dataset`, `case`, `object`, `slice`, `text` and, where known, `patient` (else the case)
-    and `spacing` ((2,) in mm).
+    and `spacing` ((2,) in mm), which counts unless `known_spacing` (likewise) is NaN.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class SizeBucketDiceHandler(RowHandler):
             counts = count_item(
                 as_mask(item[self.pred_key]),
                 as_mask(item[self.label_key]),
-                item.get("spacing"),
+                item.get("spacing") if _knows_spacing(item) else None,
                 None if existence is None else float(existence),
             )
         except ValueError as error:
@@ -156,3 +156,8 @@ class SizeBucketDiceHandler(RowHandler):
         evaluation = Evaluation(self.settings, cases, slices=[cast(SliceRow, row) for row in self.rows])
         evaluation.summary = summarise(evaluation)
         write_report(self.output_dir / name, evaluation)
+
+
+def _knows_spacing(item: Mapping[str, Any]) -> bool:
+    """Whether an item's `spacing` means something, see `SliceDataset`."""
+    return bool(torch.as_tensor(item.get("known_spacing", 0.0)).isfinite().all())

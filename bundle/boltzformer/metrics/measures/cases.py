@@ -26,6 +26,7 @@ from boltzformer.metrics.measures.size_buckets import MISSED_BELOW_DICE
 from boltzformer.metrics.measures.slices import count_volume, slice_row
 from boltzformer.metrics.measures.surfaces import bounding_box
 from boltzformer.metrics.measures.volumes import VolumeMasks, other_side_of, volume_row
+from boltzformer.volumes.spacing import has_spacing
 
 CALIBRATION_MARGIN_MM = 10.0
 
@@ -41,6 +42,7 @@ class LabelledCase:
         image: file of the image, for pictures; None where there is none.
         annotated: values that are annotated in this case even where absent: such an object, absent from the
             label, is a negative. Any other absent object may merely not be drawn, and is left out.
+        spacing_known: whether the voxel size in the files means something; else nothing is measured in mm.
         name: for the rows; the image file's name without extension by default, or the label's without an image.
     """
 
@@ -51,6 +53,7 @@ class LabelledCase:
     image: Path | None = None
     annotated: frozenset[int] = frozenset()
     name: str = ""
+    spacing_known: bool = True
 
     def __post_init__(self) -> None:
         # after the image, as `SliceDataset` names a case, so that rows of training and of files share their key
@@ -58,7 +61,7 @@ class LabelledCase:
 
     @classmethod
     def from_dict(cls, case: Mapping[str, Any]) -> LabelledCase:
-        """From a case of a datalist: `label`, `objects`, `dataset`, `patient`, where known `image` and `annotated`.
+        """From a case of a datalist: `label`, `objects`, `dataset`, `patient`; `image` and more where they are known.
 
         Raises:
             InputError: it has no label.
@@ -75,6 +78,7 @@ class LabelledCase:
             patient=str(case["patient"]),
             image=Path(case["image"]) if case.get("image") else None,
             annotated=frozenset(case.get("annotated", ())),
+            spacing_known=has_spacing(case),
         )
 
     @property
@@ -222,15 +226,16 @@ def _score(
         raise InputError(f"{case.name}: its sidecar scores {len(existence)} slices of {truth.shape[settings.axis]}")
     catalogue, rule = settings.catalogue, settings.catalogue.slice_rule
     place = Place(dataset=case.dataset, case=case.name, patient=case.patient, object=name)
-    for index, counts in enumerate(count_volume(pred, truth, label.spacing, settings.axis, existence)):
+    spacing = label.spacing if case.spacing_known else None
+    for index, counts in enumerate(count_volume(pred, truth, spacing, settings.axis, existence)):
         result.slices.append(slice_row(place, index, name, counts, rule))
     other = other_side_of(name, case.objects)
-    both = VolumeMasks(pred, truth, label.spacing, None if other is None else label.array == other)
+    both = VolumeMasks(pred, truth, spacing, None if other is None else label.array == other)
     result.volumes.append(volume_row(place, both, catalogue.volumes))
-    result.lesions += lesion_rows(place, pred, truth, label.spacing, settings.lesions, probability)
+    result.lesions += lesion_rows(place, pred, truth, spacing, settings.lesions, probability)
     box = bounding_box(pred, truth)
     if probability is not None and box is not None:
-        box = _grow(box, label.spacing, pred.shape)
+        box = _grow(box, spacing or (1.0, 1.0, 1.0), pred.shape)
         collected = result.calibration.setdefault(object_name(place), Calibration())
         collected.add(probability[box], truth[box], case.patient)
 

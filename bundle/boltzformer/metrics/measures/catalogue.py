@@ -150,7 +150,7 @@ def volume_measures(tolerances_mm: Sequence[float], missed_below: float) -> tupl
         Measure("hd95_mm.median", "HD95 median, mm", total=_hd95_median, style="mm", unit="mm", better="lower"),
         Measure(
             "hd95_mm.undefined", "nothing predicted", style="count", better="lower",
-            total=lambda rows: _count("dice", rows) - _count("hd95_mm", rows),
+            total=lambda rows: sum(row["dice"] is not None and row["predicted_mm3"] == 0 for row in rows),
         ),
         Measure(
             "wrong_side_share", "wrong side", "wrong_side_percent", lambda v: v.wrong_side_percent, _wrong_side,
@@ -158,16 +158,16 @@ def volume_measures(tolerances_mm: Sequence[float], missed_below: float) -> tupl
             headline="predicted voxels of lateral organs on the wrong side",
         ),
         Measure(
-            "negatives.n", "n without the object", total=partial(_count, "false_positive_mm3"), style="count",
-            better="neither", in_tables=False,
+            "negatives.n", "n without the object", total=lambda rows: sum(not row["positive"] for row in rows),
+            style="count", better="neither", in_tables=False,
         ),
         Measure(
             "negatives.with_false_positives", "not left empty", style="count", better="lower", in_tables=False,
-            total=lambda rows: sum(1 for row in rows if (row.get("false_positive_mm3") or 0) > 0),
+            total=lambda rows: sum(not row["positive"] and row["predicted_mm3"] != 0 for row in rows),
         ),
         Measure(
-            "negatives.specificity", "left empty", part=share_where("false_positive_mm3", lambda size: size == 0),
-            style="percent", in_tables=False,
+            "negatives.specificity", "left empty", style="percent", in_tables=False,
+            part=lambda row: None if row["positive"] else (float(row["predicted_mm3"] == 0), 1.0),
         ),
         Measure(
             "negatives.mean_false_positive_mm3", "false-positive volume", "false_positive_mm3",
@@ -252,16 +252,20 @@ def _surface_dice(tolerance_mm: float) -> Callable[[VolumeMasks], float | None]:
 
 
 def _hd95_median(rows: Sequence[Row]) -> float | None:
-    """Median distance; a positive volume without prediction is infinitely far, so missing never improves it."""
-    distances = [math.inf if row["hd95_mm"] is None else row["hd95_mm"] for row in rows if row["dice"] is not None]
+    """Median distance; a positive volume without prediction is infinitely far, so missing never improves it.
+
+    Volumes whose voxel size is not known have no distance and no part in it.
+    """
+    measured = [row for row in rows if row["dice"] is not None and row["label_mm3"] is not None]
+    distances = [math.inf if row["hd95_mm"] is None else row["hd95_mm"] for row in measured]
     median = float(np.median(distances)) if distances else math.inf
     return median if math.isfinite(median) else None
 
 
 def _wrong_side(row: Row) -> tuple[float, float] | None:
     """Share of all predicted voxels, so that one stray voxel of a nearly empty mask does not count as a whole."""
-    share = row.get("wrong_side_percent")
-    return None if share is None else (share / 100 * row["predicted_mm3"], row["predicted_mm3"])
+    share, size = row.get("wrong_side_percent"), row["predicted_mm3"]
+    return None if share is None or size is None else (share / 100 * size, size)
 
 
 def _by_kind(parts: dict[str, tuple[float, float]]) -> Callable[[Row], tuple[float, float] | None]:

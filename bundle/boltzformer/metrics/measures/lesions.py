@@ -89,7 +89,7 @@ def lesion_rows(
     place: Place,
     pred: np.ndarray,
     label: np.ndarray,
-    spacing: Sequence[float],
+    spacing: Sequence[float] | None,
     rule: LesionRule | None = None,
     probability: np.ndarray | None = None,
 ) -> list[LesionRow]:
@@ -99,7 +99,7 @@ def lesion_rows(
         place: whose masks these are.
         pred: boolean mask, 3D.
         label: likewise, of the same shape.
-        spacing: voxel size in mm, one for each axis.
+        spacing: voxel size in mm, one for each axis; None where it is not known, and lesions have no size in mm.
         rule: connectivity, matching threshold and score.
         probability: of the object at each voxel, the masks' shape, in [0, 1]; without it there is no score.
 
@@ -115,11 +115,10 @@ def lesion_rows(
         return []
     label_map, label_count = find_components(label[box], rule.connectivity)
     pred_map, pred_count = find_components(pred[box], rule.connectivity)
-    voxel = math.prod(float(s) for s in spacing)
+    voxel = None if spacing is None else math.prod(float(s) for s in spacing)
     origin = [part.start for part in box]
     label_sizes, label_centres = _sizes_and_centres(label_map, label_count, origin)
     pred_sizes, pred_centres = _sizes_and_centres(pred_map, pred_count, origin)
-    label_volumes, pred_volumes = label_sizes * voxel, pred_sizes * voxel
     scores = None
     if probability is not None and pred_count:
         inside = pred_map > 0
@@ -127,17 +126,21 @@ def lesion_rows(
         scores = statistic(probability[box][inside], pred_map[inside], np.arange(1, pred_count + 1))
     partner = {t: (p, iou) for t, p, iou in match_components(pred_map, label_map, rule.min_iou)}
 
+    def mm3(sizes: np.ndarray, number: int | None) -> float | None:
+        return None if number is None or voxel is None else float(sizes[number - 1] * voxel)
+
     def row(kind: str, t: int | None, p: int | None, iou: float | None) -> LesionRow:
+        label_mm3, predicted_mm3 = mm3(label_sizes, t), mm3(pred_sizes, p)
         centre = label_centres[t - 1] if t is not None else pred_centres[(p or 1) - 1]
         found = {
             **place,
             "kind": kind,
             "iou": iou,
             "dice": None if iou is None else 2 * iou / (1 + iou),
-            "label_mm3": None if t is None else float(label_volumes[t - 1]),
-            "label_diameter_mm": None if t is None else equivalent_diameter(label_volumes[t - 1]),
-            "predicted_mm3": None if p is None else float(pred_volumes[p - 1]),
-            "predicted_diameter_mm": None if p is None else equivalent_diameter(pred_volumes[p - 1]),
+            "label_mm3": label_mm3,
+            "label_diameter_mm": None if label_mm3 is None else equivalent_diameter(label_mm3),
+            "predicted_mm3": predicted_mm3,
+            "predicted_diameter_mm": None if predicted_mm3 is None else equivalent_diameter(predicted_mm3),
             "score": None if p is None or scores is None else float(scores[p - 1]),
             **dict(zip("ijk", (round(float(c), 1) for c in centre), strict=True)),
         }

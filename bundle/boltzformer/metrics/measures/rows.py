@@ -46,11 +46,14 @@ class SliceRow(Place):
 
 
 class VolumeRow(Place):
-    """One object in one volume; also a `surface_dice_<t>mm` for each tolerance."""
+    """One object in one volume; also a `surface_dice_<t>mm` for each tolerance.
+
+    Sizes in mm3 are None where the voxel size is not known, but for 0.
+    """
 
     positive: int
-    label_mm3: float
-    predicted_mm3: float
+    label_mm3: float | None
+    predicted_mm3: float | None
     dice: float | None
     hd95_mm: float | None
     false_positive_mm3: float | None

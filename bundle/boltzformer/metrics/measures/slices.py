@@ -88,7 +88,7 @@ def slice_row(place: Place, index: int, text: str, counts: SliceCounts, rule: Sl
 def count_volume(
     pred: np.ndarray,
     label: np.ndarray,
-    spacing: Sequence[float],
+    spacing: Sequence[float] | None,
     axis: int = 2,
     existence: Sequence[float] | None = None,
 ) -> Iterator[SliceCounts]:
@@ -97,7 +97,7 @@ def count_volume(
     Args:
         pred: boolean, 3D.
         label: likewise, of the same shape.
-        spacing: voxel size in mm, one for each axis.
+        spacing: voxel size in mm, one for each axis; None where it is not known.
         axis: slices are taken along this axis.
         existence: probability that the object is in the slice, one for each; None where there is none.
 
@@ -106,7 +106,7 @@ def count_volume(
     """
     others = tuple(a for a in range(3) if a != axis)
     pixels = math.prod(label.shape[a] for a in others)
-    pixel_mm2 = math.prod(float(spacing[a]) for a in others)
+    pixel_mm2 = None if spacing is None else math.prod(float(spacing[a]) for a in others)
     sums = [mask.sum(axis=others).tolist() for mask in (label, pred, label & pred)]
     known: list[float | None] = [None] * label.shape[axis] if existence is None else [float(p) for p in existence]
     if len(known) != label.shape[axis]:

@@ -27,7 +27,7 @@ class VolumeMasks:
 
     Args:
         pred, label: boolean masks, the same 3D shape, in RAS orientation.
-        spacing: voxel size in mm, one for each axis.
+        spacing: voxel size in mm, one for each axis; None where it is not known, and nothing is measured in mm.
         other_side: the label of the same organ on the body's other side; None for an organ without one.
 
     Raises:
@@ -35,16 +35,16 @@ class VolumeMasks:
     """
 
     def __init__(
-        self, pred: np.ndarray, label: np.ndarray, spacing: Sequence[float], other_side: np.ndarray | None = None
+        self, pred: np.ndarray, label: np.ndarray, spacing: Sequence[float] | None, other_side: np.ndarray | None = None
     ) -> None:
         if pred.shape != label.shape or pred.ndim != 3:
             raise ValueError(f"masks must be 3D and of one shape, got {pred.shape} and {label.shape}")
-        if len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing):
+        if spacing is not None and (len(spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in spacing)):
             raise ValueError(f"spacing must be three positive numbers in mm, got {list(spacing)}")
         self.wrong_side_percent = wrong_side_percent(pred, label, other_side)
         box = bounding_box(pred, label, margin=1)
         self.pred, self.label = (pred, label) if box is None else (pred[box], label[box])
-        self.spacing = tuple(float(s) for s in spacing)
+        self.spacing = None if spacing is None else tuple(float(s) for s in spacing)
         self.label_voxels, self.predicted_voxels = int(self.label.sum()), int(self.pred.sum())
 
     @property
@@ -53,14 +53,19 @@ class VolumeMasks:
         return self.label_voxels > 0
 
     @property
-    def label_mm3(self) -> float:
-        """Volume of the label."""
-        return self.label_voxels * math.prod(self.spacing)
+    def label_mm3(self) -> float | None:
+        """Volume of the label; None where the voxel size is not known."""
+        return self._mm3(self.label_voxels)
 
     @property
-    def predicted_mm3(self) -> float:
-        """Volume of the prediction."""
-        return self.predicted_voxels * math.prod(self.spacing)
+    def predicted_mm3(self) -> float | None:
+        """Volume of the prediction; None where the voxel size is not known."""
+        return self._mm3(self.predicted_voxels)
+
+    def _mm3(self, voxels: int) -> float | None:
+        if self.spacing is None:
+            return None if voxels else 0.0  # nothing is nothing, however large a voxel is
+        return voxels * math.prod(self.spacing)
 
     @property
     def dice(self) -> float | None:
@@ -69,19 +74,20 @@ class VolumeMasks:
 
     def surface_dice(self, tolerance_mm: float) -> float | None:
         """Share of both surfaces within a tolerance; 0 where nothing was predicted, None for a negative."""
-        if not self.positive:
+        if not self.positive or self.spacing is None:
             return None
         return self._distances.share_within(tolerance_mm) if self.predicted_voxels else 0.0
 
     @property
     def hd95_mm(self) -> float | None:
         """95 % Hausdorff distance; None unless both masks have a voxel."""
-        if not (self.positive and self.predicted_voxels):
+        if not (self.positive and self.predicted_voxels) or self.spacing is None:
             return None
         return hausdorff95(self.pred, self.label, self.spacing)
 
     @cached_property
     def _distances(self) -> SurfaceDistances:
+        assert self.spacing is not None
         return SurfaceDistances(self.pred, self.label, self.spacing)
 
 

@@ -23,9 +23,9 @@ def worst_volumes(rows: Iterable[Row], count: int) -> list[Row]:
     At most half of them are volumes with nothing predicted (as long as there are others): one of those looks like
     the next.
     """
-    positive = sorted((r for r in rows if r["positive"]), key=lambda row: (row["dice"], -row["label_mm3"]))
+    positive = sorted((r for r in rows if r["positive"]), key=lambda row: (row["dice"], -(row["label_mm3"] or 0)))
     missed = [row for row in positive if row["predicted_mm3"] == 0]
-    found = [row for row in positive if row["predicted_mm3"] > 0]
+    found = [row for row in positive if row["predicted_mm3"] != 0]
     shown = found[: max(count - len(missed), count - count // 2)]
     return missed[: count - len(shown)] + shown
 

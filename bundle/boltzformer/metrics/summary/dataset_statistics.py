@@ -40,7 +40,7 @@ def dataset_statistics(
     Returns:
         `objects`: a row for each (dataset, object): `slices` that hold it (the table's support), `volumes`,
         `patients`; mean, median, least and largest area in % of the slice; median equivalent diameter on a slice in
-        mm and volume in mm3; `buckets`: slices per size bucket.
+        mm and volume in mm3, of cases whose voxel size is known; `buckets`: slices per size bucket.
         `axis`; `without_object`: cases whose label map is empty; and `failures`: label maps that cannot be read,
         with the reason.
     """
@@ -64,11 +64,12 @@ def dataset_statistics(
             if not mask.any():
                 continue
             entry = found[case.dataset, name]
-            for counts in count_volume(mask, mask, label.spacing, axis):
+            spacing = label.spacing if case.spacing_known else None
+            for counts in count_volume(mask, mask, spacing, axis):
                 if counts.present:
                     entry["areas"].append(counts.area_percent)
                     entry["diameters"].append(counts.diameter_mm)
-            entry["volumes"].append(int(mask.sum()) * math.prod(label.spacing))
+            entry["volumes"].append(None if spacing is None else int(mask.sum()) * math.prod(spacing))
             entry["patients"].add(case.patient)
     objects = [
         {"dataset": dataset, "object": name, **_describe(entry, buckets)}
@@ -87,8 +88,9 @@ def _describe(entry: Mapping[str, Any], buckets: Buckets) -> dict[str, Any]:
     for area in areas:
         counts[buckets.names[buckets.index(float(area)) or 0]] += 1
 
-    def of(values: Sequence[float] | np.ndarray, statistic: Callable[[Any], Any]) -> float | None:
-        return float(statistic(values)) if len(values) else None
+    def of(values: Sequence[float | None] | np.ndarray, statistic: Callable[[Any], Any]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(statistic(known)) if known else None
 
     return {
         "slices": len(areas),

@@ -31,13 +31,16 @@ def count_lesions(rows: Iterable[Row], scans: int, measures: Sequence[Measure] |
 def bucket_lesions(rows: Iterable[Row], edges_mm: Sequence[float] = DIAMETER_EDGES_MM) -> dict[str, dict[str, Any]]:
     """Per bucket of equivalent diameter: label lesions with sensitivity and mean Dice, and false positives.
 
-    Label lesions are sorted by their own diameter, false positives by theirs; a missed lesion has Dice 0.
+    Label lesions are sorted by their own diameter, false positives by theirs; a missed lesion has Dice 0. Those without
+    a diameter, because the voxel size is not known, are in no bucket.
     """
     buckets = Buckets(tuple(edges_mm), " mm")
     groups: list[list[Row]] = [[] for _ in buckets.names]
     for row in rows:
         size = row["predicted_diameter_mm" if row["kind"] == FALSE_POSITIVE else "label_diameter_mm"]
-        groups[buckets.index(float(size)) or 0].append(row)
+        index = buckets.index(size)
+        if index is not None:
+            groups[index].append(row)
     table = {}
     for name, group in zip(buckets.names, groups, strict=True):
         matched = [row["dice"] for row in group if row["kind"] == MATCHED]
