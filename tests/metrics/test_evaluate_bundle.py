@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import typer
-from boltzformer.apps.evaluate_bundle import main
+from boltzformer.apps.evaluate_bundle import gate_of, main
+from boltzformer.inference.existence import ExistenceGate
 from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.files import read_csv
 from boltzformer.metrics.measures.cases import LabelledCase
@@ -96,6 +98,20 @@ def test_a_key_of_the_config_can_be_set(options, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["axis"] == 1
+
+
+def test_gated_numbers_are_those_of_the_gate_in_use():
+    chosen = SimpleNamespace(threshold={"existence": 0.76}.get)
+    assert gate_of(ExistenceGate(0.3), chosen) == 0.3
+    assert gate_of(ExistenceGate(0), chosen) == 0.76  # masks as `calibrate` asks for them
+    assert gate_of(ExistenceGate(), SimpleNamespace(threshold={}.get)) == 0.5
+
+
+def test_the_gate_stands_in_the_summary(options, tmp_path):
+    done = run(*options, "--output-dir", tmp_path / "out", "--limit", 1, "--set", "existence_threshold=0.3")
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert written["slices"]["settings"]["existence_threshold"] == 0.3
 
 
 def test_a_misspelt_key_names_the_nearest(options, tmp_path):

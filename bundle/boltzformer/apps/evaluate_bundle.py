@@ -23,12 +23,13 @@ from boltzformer.data.wordings import WordingBook
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.ensemble import SaveEntropy
+from boltzformer.inference.existence import ExistenceGate
 from boltzformer.metrics.evaluation import told_apart
 from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
-from boltzformer.metrics.measures.catalogue import TOLERANCES_MM
+from boltzformer.metrics.measures.catalogue import EXISTENCE_THRESHOLD, TOLERANCES_MM
 from boltzformer.metrics.measures.lesions import LesionRule
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
-from boltzformer.recipe import recipe_for, wording_book_of
+from boltzformer.recipe import Recipe, recipe_for, wording_book_of
 from boltzformer.volumes.spacing import has_spacing
 from boltzformer.volumes.write import Grid
 
@@ -91,7 +92,13 @@ def main(
         weights = checkpoint or bundle / "models" / "model.pt"
         recipe = recipe_for(weights, bundle)
         book = wording_book_of(recipe, wording_book)
-        settings = EvaluationSettings(TOLERANCES_MM, rule, segmenter.inferer.spatial_dim, absent_is_negative)
+        settings = EvaluationSettings(
+            TOLERANCES_MM,
+            rule,
+            segmenter.inferer.spatial_dim,
+            absent_is_negative,
+            existence_threshold=gate_of(segmenter.inferer.existence, recipe),
+        )
         folder = output_dir / "predictions"
         failures = predict(segmenter, found_cases, labelled, book, names, folder, entropy=decodings > 1)
         cases = [one for one, case in zip(labelled, found_cases, strict=True) if case["image"] not in failures]
@@ -107,6 +114,11 @@ def main(
             cases, scored, settings, workers, output_dir, compare_to, pictures, title, failures, weights, made_with
         )
     end(found.failures)
+
+
+def gate_of(gate: ExistenceGate, recipe: Recipe) -> float:
+    """Threshold of the report's gated numbers: the masks' own, the checkpoint's where the masks went through none."""
+    return gate.threshold or recipe.threshold("existence") or EXISTENCE_THRESHOLD
 
 
 def read_values(settings: Sequence[str], bundle: Path, overlays: list[str]) -> dict[str, Any]:
