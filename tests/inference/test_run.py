@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from boltzformer.error_report import find_input_error
+from boltzformer.volumes.write import Grid
 
 from tests.support import BUNDLE, body, raises_input_error, run_inference, save_nifti, write_json
 
@@ -116,6 +117,28 @@ def test_one_bad_volume_does_not_stop_the_others(infer, scans, tmp_path, caplog)
         assert str(scans / f"{name}.nii.gz") in line
     assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
     assert "3 of 7 volumes segmented" in caplog.text
+
+
+def test_ctrl_c_leaves_an_account_and_no_half_file(infer, scans, tmp_path, monkeypatch):
+    write = Grid.write
+
+    def stopped(grid, array, path, *rest):
+        if path.parent.name == "b" and path.stem.startswith("two"):
+            raise KeyboardInterrupt
+        return write(grid, array, path, *rest)
+
+    monkeypatch.setattr(Grid, "write", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        infer(scans)
+    account = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [account[key] for key in ("asked", "done", "failed", "skipped")] == [3, 1, 1, 1]
+    a, b, c = account["entries"]
+    assert (a["name"], a["status"]) == ("a", "done")
+    assert (b["name"], b["status"], [file["path"] for file in b["outputs"]]) == ("b", "failed", ["b/one.nii.gz"])
+    assert "in the middle" in b["reason"]
+    assert (c["name"], c["status"], c["outputs"]) == ("c", "skipped", [])
+    listed = {file["path"] for entry in (a, b) for file in entry["outputs"]} | {"manifest.json"}
+    assert {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()} == listed
 
 
 def test_full_disk_is_one_failure_a_volume_and_leaves_no_half_file(infer, scans, tmp_path):

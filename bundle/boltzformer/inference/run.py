@@ -23,6 +23,9 @@ from boltzformer.volumes.write import is_ours
 
 logger = logging.getLogger(__name__)
 
+_STOPPED_IN = "was not finished: the run was stopped in the middle of it"
+_STOPPED_BEFORE = "was not done: the run was stopped before"
+
 
 class CaseByCase:
     """Runs an evaluator on each item of a dataset by itself and reports the failures at the end.
@@ -34,7 +37,7 @@ class CaseByCase:
         evaluator: a MONAI evaluator whose handlers save the results; its data loader is replaced for each case.
         dataset: items with `image`, `case` (a name for messages) and perhaps `series_uid`.
         handlers: those of the evaluator that write; each tells `planned_files(case)`.
-        manifest: gets an entry for each item, and is written at the end.
+        manifest: gets an entry for each item, and is written at the end, which an interrupt (Ctrl-C) may be.
         skipped: why each file that was left out is none of the items, by file.
     """
 
@@ -66,7 +69,13 @@ class CaseByCase:
         self._check_outputs(items)
         began = time.perf_counter()
         for index, item in enumerate(items):
-            self._run_one(index, item, len(items))
+            try:
+                self._run_one(index, item, len(items))
+            except KeyboardInterrupt:
+                for left in items[index + 1 :]:
+                    self._account_for(left, SKIPPED, _STOPPED_BEFORE)
+                self._write_manifest()
+                raise
         done = len(items) - len(self.failures)
         logger.info("%d of %d volumes segmented in %.1f s", done, len(items), time.perf_counter() - began)
         lost = self._write_manifest()
@@ -97,7 +106,11 @@ class CaseByCase:
         self.evaluator.data_loader = loader
         self.evaluator.state.epoch_length = len(cast(Sized, loader))
         with recorded_writes() as written:
-            self.evaluator.run()
+            try:
+                self.evaluator.run()
+            except KeyboardInterrupt:
+                self._account_for(item, FAILED, _STOPPED_IN, written, time.perf_counter() - began)
+                raise
         self.evaluator.state.batch = self.evaluator.state.output = None  # or two volumes are in memory at once
         seconds = time.perf_counter() - began
         reason = "" if self._raised is None else reason_of(self._raised)
@@ -108,10 +121,16 @@ class CaseByCase:
             logger.error("volume %d/%d, %s: failed, %s", index + 1, count, name, reason)
         else:
             logger.info("volume %d/%d, %s: %.1f s", index + 1, count, name, seconds)
-        if self.manifest is not None:
-            status = FAILED if reason else DONE
-            files = _files_of(Path(path), str(item.get("series_uid", "")))
-            self.manifest.add(Entry(name, path, status, reason, files, tuple(written), seconds))
+        self._account_for(item, FAILED if reason else DONE, reason, written, seconds)
+
+    def _account_for(
+        self, item: Mapping[str, Any], status: str, reason: str, written: Sequence[Path] = (), seconds: float = 0.0
+    ) -> None:
+        if self.manifest is None:
+            return
+        path = str(item["image"])
+        files = () if status == SKIPPED else _files_of(Path(path), str(item.get("series_uid", "")))
+        self.manifest.add(Entry(str(item["case"]), path, status, reason, files, tuple(written), seconds))
 
     def _write_manifest(self) -> str:
         """Empty, or a line that says why the account could not be written."""
