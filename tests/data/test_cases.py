@@ -95,6 +95,53 @@ def test_several_datasets_are_joined(write_datalist, tmp_path):
     assert len(load_cases([tmp_path, path], validation_share=0)) == 4
 
 
+def _two_datasets(write_datalist, tmp_path, first, second):
+    paths = []
+    for name, content in (("one", first), ("two", second)):
+        write_datalist(content)
+        paths.append((tmp_path / "dataset.json").rename(tmp_path / f"{name}.json"))
+    return paths
+
+
+@pytest.mark.parametrize("section", ["training", "validation"])
+def test_what_one_dataset_trains_does_not_validate_another(write_datalist, tmp_path, section):
+    organs = _decathlon([_item("a"), _item("b")], validation=[_item("c")])
+    airway = _decathlon([_item("c")], validation=[_item("d")])
+    both = _two_datasets(write_datalist, tmp_path, organs, airway)
+    with pytest.raises(InputError, match=r"two\.json: .*c\.nii\.gz of its training list: also in .*one\.json"):
+        load_cases(both, section)
+    agreed = _decathlon([_item("a")], validation=[_item("c")])
+    assert load_cases(_two_datasets(write_datalist, tmp_path, organs, agreed), section)
+
+
+def test_splits_that_do_not_agree_are_found(write_datalist, tmp_path):
+    """Two lists of the same images, of which one lacks some: chance sets others apart."""
+    many = [_item(f"p{number}") for number in range(20)]
+    both = _two_datasets(write_datalist, tmp_path, _decathlon(many), _decathlon(many[:12]))
+    with pytest.raises(InputError, match="that agree"):
+        load_cases(both)
+    assert load_cases([both[0], both[0]])
+
+
+def test_one_patients_name_in_two_datasets_is_told(write_datalist, tmp_path, caplog):
+    first = _decathlon([_item("a", patient="7")], validation=[_item("b", patient="8")])
+    second = _decathlon([_item("c", patient="9")], validation=[_item("d", patient="7")])
+    both = _two_datasets(write_datalist, tmp_path, first, second)
+    load_cases(both, "training")
+    assert not caplog.text
+    load_cases(both, "validation")
+    assert "one.json: patients of its training list are named in the validation list of" in caplog.text
+
+
+def test_a_test_list_holds_nothing_that_was_trained_on(write_datalist, tmp_path, caplog):
+    write_datalist(_decathlon([_item("a"), _item("b")], test=[_item("b")]))
+    with pytest.raises(InputError, match=r"b\.nii\.gz of its training list: also in its test list"):
+        load_cases(tmp_path, "test")
+    write_datalist(_decathlon([_item("a", patient="7")], test=[_item("b", patient="7")]))
+    assert load_cases(tmp_path, "test")
+    assert "named in its test list too (7)" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,8 +54,10 @@ def load_cases(
 
     Raises:
         InputError: a file is missing, the JSON is malformed, the section is empty, patients are shared
-            between the training and validation lists, an item is listed twice or its image is its own label,
-            or there are too few patients to split. All missing files come at once.
+            between the training and validation lists, an image of one dataset's training list is in the validation
+            list of another or in the test list, an item is listed twice or its image is its own label, or there are
+            too few patients to split. All missing files come at once. There, one patient's name in both is only told:
+            file names, which stand in for it, may begin anew.
     """
     if section not in SECTIONS:
         raise InputError(f"section: expected one of {', '.join(SECTIONS)}, found {section!r}.")
@@ -63,25 +66,31 @@ def load_cases(
     if not isinstance(dataset, (str, Path)):
         if not dataset:
             raise InputError("dataset: the list of datasets is empty.")
-        return [c for one in dataset for c in load_cases(one, section, validation_share, seed, patient_pattern)]
+        joined = [c for one in dataset for c in load_cases(one, section, validation_share, seed, patient_pattern)]
+        if section != "test" and len(dataset) > 1:
+            _check_datasets_apart(dataset, section, validation_share, seed, patient_pattern)
+        return joined
     path = Path(dataset)
     path = path / "dataset.json" if path.is_dir() else path
     content = _read_json(path)
     cases = _section_cases(content, path, section, patient_pattern)
     other = "validation" if section == "training" else "training"
-    if section != "test":
-        if content.get("validation"):
-            if content.get(other):  # a held-out set may have a `validation` list alone
-                _check_apart(cases, _section_cases(content, path, other, patient_pattern), path)
-        else:
-            pool = _section_cases(content, path, "training", patient_pattern)
-            cases = _split(pool, section, validation_share, seed, path)
-            if section == "validation":
-                patients = [len({case["patient"] for case in some}) for some in (cases, pool)]
-                logger.warning(
-                    "%s has no `validation` list: %d of %d cases (%d of %d patients, %.0f %% split) are taken for it.",
-                    *(path, len(cases), len(pool), *patients, 100 * validation_share),
-                )
+    if section == "test":
+        if content.get("training"):
+            trained = _section_cases(content, path, "training", patient_pattern, needs_label=False)
+            _check_images_apart(trained, str(path), cases, "its test list", tell=True)
+    elif content.get("validation"):
+        if content.get(other):  # a held-out set may have a `validation` list alone
+            _check_apart(cases, _section_cases(content, path, other, patient_pattern), path)
+    else:
+        pool = _section_cases(content, path, "training", patient_pattern)
+        cases = _split(pool, section, validation_share, seed, path)
+        if section == "validation":
+            patients = [len({case["patient"] for case in some}) for some in (cases, pool)]
+            logger.warning(
+                "%s has no `validation` list: %d of %d cases (%d of %d patients, %.0f %% split) are taken for it.",
+                *(path, len(cases), len(pool), *patients, 100 * validation_share),
+            )
     if not cases:
         raise InputError(f"{path}: the {section} list is empty; add items with `image` and `label`.")
     _check_files(cases, path)
@@ -178,6 +187,51 @@ def _check_apart(cases: list[Case], others: list[Case], path: Path) -> None:
             f"({', '.join(shared[:5])}{', ...' if len(shared) > 5 else ''}); keep each patient in one of "
             "them."
         )
+
+
+def _check_datasets_apart(
+    datasets: Sequence[str | Path], section: str, validation_share: float, seed: int, pattern: str | None
+) -> None:
+    """What one dataset trains must not validate another."""
+    lists: list[tuple[str, list[Case], list[Case]]] = []
+    for one in datasets:
+        path = Path(one)
+        path = path / "dataset.json" if path.is_dir() else path
+        content = _read_json(path)
+        training = _section_cases(content, path, "training", pattern) if content.get("training") else []
+        held_out = _section_cases(content, path, "validation", pattern)
+        if training and not held_out and validation_share:
+            held_out, training = (
+                _split(training, name, validation_share, seed, path) for name in ("validation", "training")
+            )
+        lists.append((str(path), training, held_out))
+    tell = section == "validation"  # once: both sections are read for a training
+    for (name, training, _), (other, _, held_out) in itertools.permutations(lists, 2):
+        if other != name:
+            _check_images_apart(training, name, held_out, f"the validation list of {other}", tell)
+
+
+def _check_images_apart(training: list[Case], name: str, held_out: list[Case], where: str, tell: bool) -> None:
+    """Refuse one image in a training list and in one that scores; tell of one patient's name in both."""
+    images, patients = (
+        sorted({str(case[key]) for case in training} & {str(case[key]) for case in held_out})
+        for key in ("image", "patient")
+    )
+    if images:
+        raise InputError(
+            f"{name}: {_some(images)} of its training list: also in {where}, to score what it has taught. Keep "
+            "a patient's images in lists of one kind; datasets of the same images need `validation` lists that agree."
+        )
+    if patients and tell:
+        logger.warning(
+            "%s: patients of its training list are named in %s too (%s): unless they are others, scores are too good; "
+            "if they are, give each a `patient` of its own in the datalists",
+            *(name, where, _some(patients)),
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _check_once(cases: list[Case], path: Path) -> None:
