@@ -13,7 +13,7 @@ from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.inference.slices import BLANK_LOGIT, Found, Slices
 from boltzformer.inference.workers import Workers
 from boltzformer.recipe import Recipe
-from boltzformer.volumes.spacing import SPACING_KNOWN
+from boltzformer.volumes.spacing import PLACES, SPACING_KNOWN, uneven_places
 from monai.data import MetaTensor
 
 from tests.support import small_network
@@ -205,3 +205,34 @@ def test_a_volume_with_a_prompt_that_stands_alone(network, volume, gated):
     assert torch.equal(mixed[0], alone[0])
     assert torch.equal(mixed[1], near[1])
     assert not torch.equal(near, alone)
+
+
+def _uneven(volume: torch.Tensor, heights: list[float], flip: bool) -> MetaTensor:
+    """As `as_metatensor` leaves a series with gaps: the affine holds the mean spacing, the metadata the places."""
+    places = torch.tensor([[5.0, 6.0, mm] for mm in heights])
+    mean = (heights[-1] - heights[0]) / (len(heights) - 1)
+    affine = torch.diag(torch.tensor([1.0, 1.0, mean, 1.0]))
+    return MetaTensor(volume, affine=affine, meta={PLACES: places.flip(0) if flip else places})
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_slices_with_a_gap_between_them_are_no_neighbours(network, volume, flip):
+    """Two stacks of 3 mm, 60 mm apart: each gives what it would give alone."""
+    plain = volume.as_tensor()
+    whole = _uneven(plain, [0.0, 3.0, 6.0, 9.0, 69.0, 72.0, 75.0], flip)
+    inferer = PromptedSliceInferer(PROMPTS, agreement=Agreement(SIGMA), progress=False)
+    found = inferer(whole, network).as_tensor()
+    for part in (slice(0, 4), slice(4, 7)):
+        alone = inferer(MetaTensor(plain[..., part], affine=volume.affine), network).as_tensor()
+        assert torch.allclose(found[..., part].float(), alone.float(), atol=0.01)
+    by_mean = inferer(MetaTensor(plain, affine=whole.affine), network).as_tensor()
+    assert not torch.allclose(found.float(), by_mean.float(), atol=0.01)
+
+
+def test_uneven_slices_matter_along_their_own_axis_alone(network, volume):
+    places = [0.0, 3.0, 6.0, 9.0, 69.0, 72.0, 75.0]
+    whole = _uneven(volume.as_tensor(), places, False)
+    assert uneven_places(whole, 2).tolist() == places
+    assert uneven_places(whole, 0) is uneven_places(whole, 1) is uneven_places(volume, 2) is None
+    whole.meta[SPACING_KNOWN] = False
+    assert uneven_places(whole, 2) is None

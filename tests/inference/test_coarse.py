@@ -10,6 +10,7 @@ from boltzformer.inference.existence import ExistenceGate
 from boltzformer.inference.slice_inferer import PromptedSliceInferer
 from boltzformer.inference.slices import BLANK_LOGIT
 from boltzformer.recipe import Recipe
+from boltzformer.volumes.spacing import PLACES
 from monai.data import MetaTensor
 
 from tests.support import small_network
@@ -128,3 +129,10 @@ def test_the_recipe_says_for_what():
     assert coarse_pass_of(stated, 0.0).steps(["liver"], 1.0) == [1]
     with pytest.raises(InputError, match="coarse_mm"):
         coarse_pass_of(stated, -1.0)
+
+
+def test_where_slices_are_not_evenly_spaced_every_one_is_looked_at(volume, network):
+    heights = torch.cat((torch.arange(12.0), torch.arange(12.0, 23.0) + 40))
+    places = torch.nn.functional.pad(heights[:, None], (2, 0))
+    whole = MetaTensor(volume.as_tensor(), affine=volume.affine, meta={PLACES: places})
+    assert torch.equal(_segment(whole, network, EVERY_4_MM).as_tensor(), _segment(volume, network, None).as_tensor())

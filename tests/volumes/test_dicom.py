@@ -10,11 +10,22 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+import torch
 from boltzformer.errors import InputError
+from boltzformer.inference.load import LoadVolumed
 from boltzformer.volumes.dicom import find_series, has_dicom
 from boltzformer.volumes.dicom_pixels import read_series
+from boltzformer.volumes.spacing import uneven_places
+from monai.data import DataLoader, Dataset
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    LegacyConvertedEnhancedCTImageStorage,
+    generate_uid,
+)
 from scipy.spatial.transform import Rotation
 
 from tests.support import body
@@ -168,6 +179,29 @@ def test_scout_of_another_size(tmp_path, array):
 def test_multi_frame(tmp_path, array):
     write_series(tmp_path, array, NumberOfFrames=4)
     with pytest.raises(InputError, match="multi-frame"):
+        find_series(tmp_path)
+
+
+@pytest.mark.parametrize("turned", [IDENTITY, Rotation.from_euler("x", 180, degrees=True).as_matrix()])
+def test_the_true_places_of_uneven_slices_reach_the_network(segmenter, tmp_path, array, turned):
+    write_series(tmp_path, array, turned, offsets={3: 20.0, 4: 20.0})
+    load = LoadVolumed("image", uneven_spacing="warn")
+    image = segmenter.preprocessing.transforms[1](load({"image": str(tmp_path)}))["image"]
+    places = uneven_places(image, 2)
+    gaps = [3.0, 3.0, 23.0, 3.0]
+    assert places.diff().tolist() == pytest.approx(gaps if turned is IDENTITY else gaps[::-1])
+    (batch,) = DataLoader(Dataset([{"image": image}]), batch_size=1)
+    assert torch.equal(uneven_places(batch["image"], 2), places)
+    write_series(tmp_path / "even", array)
+    assert uneven_places(load({"image": str(tmp_path / "even")})["image"], 2) is None
+
+
+@pytest.mark.parametrize(
+    "kind", [EnhancedCTImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedCTImageStorage]
+)
+def test_an_enhanced_image_of_one_frame_is_told_as_one(tmp_path, array, kind):
+    write_series(tmp_path, array, SOPClassUID=kind, NumberOfFrames=1, ImagePositionPatient=None)
+    with pytest.raises(InputError, match="convert it to NIfTI"):
         find_series(tmp_path)
 
 

@@ -3,7 +3,8 @@
 The network sees one slice at a time, so that its errors differ from slice to slice while the object hardly does. Means
 weighted by a Gaussian of the distance in mm take part of them away:
 
-1. of the existence logits, over the slices that were computed; then the gate decides which slices show the object;
+1. of the existence logits, over the slices that were computed; then the gate decides which slices show the object,
+   of those whose own score does not rule it out (`existence.IMPROBABLE`): their masks alone were kept;
 2. of the masks' probabilities, over the slices that show it: an object keeps its first and last slices.
 
 Example, sigma 2.5 mm and slices of 3 mm: the slice itself weighs 1, the next ones 0.49, those at 6 mm 0.06. With slices
@@ -47,16 +48,21 @@ class Agreement:
         if not 0 <= self.sigma_mm <= 100:
             raise InputError(f"agreement_mm is {self.sigma_mm}: give millimetres, or 0 to leave every slice to itself.")
 
-    def neighbours(self, prompts: Sequence[str], spacing_mm: float) -> Neighbours | None:
+    def neighbours(self, prompts: Sequence[str], spacing_mm: float, places: Tensor | None = None) -> Neighbours | None:
         """What holds the masks of a volume; None where every slice of every prompt stands for itself.
 
         Args:
             prompts: P sentences.
             spacing_mm: distance of neighbouring slices; NaN where it is not known.
+            places: where slices lie in mm, (D,), if not evenly spaced; goes before `spacing_mm`.
         """
         near = torch.tensor([self.terms is None or says(prompt, self.terms) for prompt in prompts])
+        if not bool(near.any()):
+            return None
+        if places is not None and self.sigma_mm:
+            return Neighbours([1.0], near, places / self.sigma_mm)
         weights = weights_of(self.sigma_mm, spacing_mm)
-        return Neighbours(weights, near) if weights[1:] and bool(near.any()) else None
+        return Neighbours(weights, near) if weights[1:] else None
 
 
 def agreement_of(recipe: Recipe, sigma_mm: float | None = None) -> Agreement:
@@ -96,10 +102,12 @@ class Neighbours:
     Args:
         weights: see `weights_of`.
         near: which prompts take part in means, bool (P,).
+        places: where slices lie in sigmas, (D,), if not evenly spaced; goes before `weights`.
     """
 
-    def __init__(self, weights: Sequence[float], near: Tensor) -> None:
+    def __init__(self, weights: Sequence[float], near: Tensor, places: Tensor | None = None) -> None:
         self.weights = torch.tensor(weights)
+        self.places = places
         self.near = near
         self._held: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -169,6 +177,9 @@ class Neighbours:
 
     def _between(self, indices: Tensor) -> Tensor:
         """What n slices weigh for each other, (n, n) float32."""
+        if self.places is not None:
+            sigmas = (self.places[indices, None] - self.places[indices]).abs()
+            return torch.where(sigmas <= REACH + 1e-6, torch.exp(-0.5 * sigmas**2), 0.0).float()
         away = (indices[:, None] - indices).abs()
         near = away < len(self.weights)
         return self.weights[away.where(near, 0)] * near

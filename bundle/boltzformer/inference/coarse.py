@@ -3,7 +3,7 @@
 The existence score would have emptied the slices between as well, unless the object is smaller than the distance of
 two looks. So the distance is chosen on validation, for the objects that were there (`boltzformer calibrate`), and
 stands in the checkpoint's recipe. A prompt for anything else, and one in words that the recipe does not know, is
-searched for in every slice.
+searched for in every slice; so is every prompt where slices are not evenly spaced.
 
 Example, looks every 4 slices, 10 slices, one prompt: slices 0, 4, 8 and 9 come first. If slice 4 alone finds the object
 probable, 1 to 3 and 5 to 7 are computed too; if none does, nothing is, and the mask is empty.

@@ -14,7 +14,7 @@ from monai.utils import MetaKeys, SpaceKeys
 
 from boltzformer.inference.slice_inferer import PROMPT_KEY
 from boltzformer.volumes.sources import open_volume
-from boltzformer.volumes.spacing import SPACING_KNOWN, has_spacing
+from boltzformer.volumes.spacing import PLACES, SPACING_KNOWN, has_spacing
 from boltzformer.volumes.volume import Volume
 
 
@@ -87,4 +87,6 @@ def as_metatensor(volume: Volume) -> MetaTensor:
         "modality": volume.modality,
         "body_part": volume.body_part,
     }
+    if volume.series is not None and volume.series.uneven:
+        meta[PLACES] = torch.from_numpy(volume.series.positions * [-1.0, -1.0, 1.0])
     return MetaTensor(torch.from_numpy(array)[None], affine=affine, meta=meta)

@@ -27,7 +27,7 @@ from boltzformer.inference.slice_progress import SliceProgress
 from boltzformer.inference.slices import Found, Part, Slices, blocks_of
 from boltzformer.inference.workers import Workers, number_of_workers
 from boltzformer.networks.hurried import HurriedNetwork
-from boltzformer.volumes.spacing import spacing_of
+from boltzformer.volumes.spacing import spacing_of, uneven_places
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,8 @@ class PromptedSliceInferer(SliceInferer):
             prompts = parse_prompts(getattr(inputs, "meta", {}).get(PROMPT_KEY)) or self.prompt
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
         inside = list(spacing_of(inputs))
-        neighbours = self.agreement.neighbours(sentences, inside.pop(self.spatial_dim))
+        places = uneven_places(inputs, self.spatial_dim)
+        neighbours = self.agreement.neighbours(sentences, inside.pop(self.spatial_dim), places)
         blocks = blocks_of(inside, self.resolution_mm)
         volume = Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs), blocks)
         spacing = (inside[0] * blocks[0], inside[1] * blocks[1])
@@ -208,6 +209,8 @@ class PromptedSliceInferer(SliceInferer):
         inner = _without_canvas(network)
         gated = (self.existence.threshold or 0) >= IMPROBABLE  # what is skipped, the gate would have emptied
         if not gated or not isinstance(inner, HurriedNetwork) or not inner.network.scores_existence:
+            return [1] * len(sentences)
+        if uneven_places(inputs, self.spatial_dim) is not None:  # the object may lie in a gap between two looks
             return [1] * len(sentences)
         return self.coarse.steps(sentences, spacing_of(inputs)[self.spatial_dim])
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.dicom_headers import FolderContents, merge, read_numbers, survey_folder
@@ -144,7 +145,9 @@ def _uid(header: Dataset) -> str:
 def _check_one_series(headers: dict[Path, Dataset], folder: Path) -> None:
     described: dict[str, str] = {}
     for file, header in headers.items():
-        if _count(header, "NumberOfFrames", file) > 1:
+        # an enhanced image states its place by frames, also where it has one alone
+        enhanced = "Enhanced" in UID(str(header.get("SOPClassUID", "") or "")).name
+        if enhanced or _count(header, "NumberOfFrames", file) > 1:
             raise InputError(
                 f"{file}: holds a multi-frame DICOM image; convert it to NIfTI first (dcm2niix does) and give that."
             )
