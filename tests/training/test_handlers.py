@@ -11,7 +11,7 @@ import torch
 from boltzformer.data.throughput import measure_loader
 from boltzformer.errors import InputError
 from boltzformer.training.early_stopping import EarlyStoppingOnValidation
-from boltzformer.training.gradients import ClipGradients, StopOnNonFiniteLoss
+from boltzformer.training.gradients import ClipGradients, StopOnNonFiniteLoss, steps_now
 from boltzformer.training.losses import DecodedLoss
 from boltzformer.training.progress import Progress
 from boltzformer.training.schedule import WarmupCosine
@@ -78,6 +78,26 @@ def test_only_the_accumulated_gradient_is_clipped():
     trainer.run()
     # halves of 200, clipped where the trainer steps: after 2, 4 and the last of 5
     assert seen == pytest.approx([100, 0.5, 100, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("steps", [5, 8, 10])
+def test_an_epochs_last_group_is_a_mean_too(steps):
+    network = _one_weight()
+    norms = []
+    clip = ClipGradients(network.parameters(), max_norm=1e4)
+    trainer = _trainer(
+        _linear_data(steps), network, torch.optim.SGD(network.parameters(), lr=0.0), [clip], accumulation_steps=4
+    )
+    trainer.add_event_handler(
+        IterationEvents.BACKWARD_COMPLETED,
+        lambda engine: (
+            norms.append((engine.state.iteration, float(network.weight.grad))) if steps_now(engine) else None
+        ),
+    )
+    trainer.run()
+    # every batch alone has a gradient of 200, and so has a mean of 4, 2 or 1 of them
+    closing = sorted({4, 8, steps} & set(range(1, steps + 1)))
+    assert norms == [(i, pytest.approx(200)) for i in closing]
 
 
 def test_scaled_gradient_is_unscaled_first():

@@ -16,8 +16,9 @@ class ClipGradients:
     """Ignite handler: scales the gradient down to a largest norm before MONAI's trainer steps.
 
     Under AMP the gradient is unscaled first, so that `max_norm` means the same with and without it
-    (`GradScaler.step` knows and does not unscale again). With `accumulation_steps` only the sum is clipped.
-    The norm before clipping is left in `engine.state.gradient_norm`.
+    (`GradScaler.step` knows and does not unscale again). With `accumulation_steps` only the sum is clipped, and that of
+    an epoch's last, shorter group is made the mean that every other step's is: the trainer divides by
+    `accumulation_steps` there too. The norm before clipping is left in `engine.state.gradient_norm`.
 
     Args:
         parameters: the trained parameters.
@@ -40,16 +41,30 @@ class ClipGradients:
             return
         if engine.scaler is not None:
             engine.scaler.unscale_(engine.optimizer)
+        short = getattr(engine, "accumulation_steps", 1) / group_size(engine)
+        if short != 1:
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(short)
         engine.state.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
 
 
 def steps_now(engine: SupervisedTrainer) -> bool:
     """Whether the trainer's current iteration closes a group of accumulated ones (its own rule)."""
     accumulated = getattr(engine, "accumulation_steps", 1)
-    done = engine.state.iteration
-    if engine.state.epoch_length is not None:
-        done = (done - 1) % engine.state.epoch_length + 1
+    done = _done_in_epoch(engine)
     return done % accumulated == 0 or done == engine.state.epoch_length
+
+
+def group_size(engine: SupervisedTrainer) -> int:
+    """How many iterations the trainer has accumulated so far in the current group, this one included."""
+    return (_done_in_epoch(engine) - 1) % int(getattr(engine, "accumulation_steps", 1)) + 1
+
+
+def _done_in_epoch(engine: SupervisedTrainer) -> int:
+    """Iterations of the epoch so far, this one included; of the run, where epochs have no length."""
+    done = int(engine.state.iteration)
+    return done if engine.state.epoch_length is None else (done - 1) % engine.state.epoch_length + 1
 
 
 class StopOnNonFiniteLoss:
