@@ -20,8 +20,14 @@ from boltzformer.weights import load_weights
 TOLERANCE = 1e-4
 
 
-def export(network: BoltzFormer, output: Path, prompt: str = "lesion") -> float:
+def export(network: BoltzFormer, output: Path, prompt: str = "lesion", channels: int = 1) -> float:
     """Write the file, run it, and return its largest difference from the eager core, relative to the largest logit.
+
+    Args:
+        network: whose core is written.
+        output: the file.
+        prompt: a prompt to trace with.
+        channels: of the slices that the file shall take, 1, or 3 for a network that sees a slice's neighbours.
 
     Raises:
         InputError: the file's ending is neither .pt2 nor .onnx.
@@ -29,8 +35,8 @@ def export(network: BoltzFormer, output: Path, prompt: str = "lesion") -> float:
     if output.suffix not in (".pt2", ".onnx"):
         raise InputError(f"{output}: the ending must be .pt2 (torch.export) or .onnx.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    program = export_program(network, prompt)
-    inputs = example_inputs(network, f"another, longer prompt for the {prompt}")
+    program = export_program(network, prompt, channels)
+    inputs = example_inputs(network, f"another, longer prompt for the {prompt}", channels)
     if output.suffix == ".pt2":
         torch.export.save(program, output)
         result = torch.export.load(output).module()(*inputs)
@@ -64,7 +70,7 @@ def main(
         parser = read_bundle(bundle_folder(), overlay or [], settings)
         network = parser.get_parsed_content("network_def").eval()
         load_weights(network, parser.get_parsed_content("checkpoint"))
-        error = export(network, output)
+        error = export(network, output, channels=2 * parser.get_parsed_content("recipe").num_adjacent + 1)
     console.print(f"{output}: differs from the eager network by {error:.1e} of the largest logit")
     if not error < TOLERANCE:
         print_error(f"That is more than {TOLERANCE:.0e}: do not use the file.")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
+import socket
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,6 +23,9 @@ from boltzformer.inference.api import Segmenter
 from boltzformer.recipe import read_recipe
 from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
+
+if TYPE_CHECKING:
+    import uvicorn
 
 TOKEN_VARIABLE = "BOLTZFORMER_TOKEN"
 SHORTEST_TOKEN = 16
@@ -103,11 +108,30 @@ def main(
             timeout_graceful_shutdown=5,
         )
         scheme = "http" if tls_cert is None else "https"
-        Console(highlight=False, soft_wrap=True).print(f"{NAME} on {scheme}://{shown(host)}:{port} (Ctrl-C stops it)")
+        told = Console(highlight=False, soft_wrap=True)
         try:
-            uvicorn.Server(listener).run()
+            server_of(
+                listener, lambda taken: told.print(f"{NAME} on {scheme}://{shown(host)}:{taken} (Ctrl-C stops it)")
+            ).run()
         except OSError as error:
             raise InputError(f"cannot listen on {host}:{port} ({error.strerror or error}).") from None
+
+
+def server_of(config: uvicorn.Config, listening: Callable[[int], None]) -> uvicorn.Server:
+    """A server that says on which port it listens, once it does: one that was left to the system is known only then.
+
+    Args:
+        config: of the server.
+        listening: called with the port.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            listening(self.servers[0].sockets[0].getsockname()[1])
+
+    return Server(config)
 
 
 def read_token(file: Path | None) -> str:

@@ -58,15 +58,17 @@ def core_noise(network: BoltzFormer, seed: int | None = None) -> Tensor:
     return torch.cat(list(layers), dim=-1)
 
 
-def example_inputs(network: BoltzFormer, prompt: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs of `TensorCore`: a random slice, a prompt's embedding, the seeded noise."""
+def example_inputs(network: BoltzFormer, prompt: str, channels: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of `TensorCore`: a random slice of 1 or 3 channels, a prompt's embedding, the seeded noise."""
     device = next(network.parameters()).device
-    image = torch.rand(1, 1, *network.image_size, device=device)
+    image = torch.rand(1, channels, *network.image_size, device=device)
     return image, network.encode_text([prompt]).tokens, core_noise(network)
 
 
-def export_program(network: BoltzFormer, prompt: str = "lesion") -> torch.export.ExportedProgram:
-    """torch.export of the core; the number of text tokens stays free (2 to 77)."""
+def export_program(network: BoltzFormer, prompt: str = "lesion", channels: int = 1) -> torch.export.ExportedProgram:
+    """torch.export of the core; the number of text tokens stays free (2 to 77), all other sizes are fixed."""
     core = TensorCore(copy.deepcopy(network).eval()).requires_grad_(False)
     tokens = torch.export.Dim("tokens", min=2, max=77)
-    return torch.export.export(core, example_inputs(network, prompt), dynamic_shapes=(None, {1: tokens}, None))
+    return torch.export.export(
+        core, example_inputs(network, prompt, channels), dynamic_shapes=(None, {1: tokens}, None)
+    )

@@ -15,10 +15,12 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from boltzformer.apps.serve import check_exposure, read_token
+import uvicorn
+from boltzformer.apps.serve import check_exposure, read_token, server_of
 from boltzformer.apps.service import jobs
 from boltzformer.apps.service.uploads import Upload
 from boltzformer.errors import InputError
+from fastapi import FastAPI
 
 from tests.apps.service.conftest import TOKEN, send, wait
 from tests.volumes.small_series import straight, write_small_series
@@ -83,6 +85,20 @@ def test_the_page_serves_its_own_files_only(client, path):
 )
 def test_a_request_that_cannot_be_is_refused_at_once(client, files, fields, words):
     refused(send(client, *files, **fields), 400, words)
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        ("=?utf-8?B?c2Nhbl/DvC5taGQ=?=", "scan_ü.mhd: files of this kind"),  # as .NET sends scan_ü.mhd
+        ("=?iso-8859-1?Q?a=2Fb=FC.mhd?=", "bü.mhd: files of this kind"),
+        ("=?no-such-charset?B?c2Nhbi5taGQ=?=.mhd", "files of this kind"),
+        ("=?no-such-charset?B?c2Nhbi5taGQ=?=", "holds no DICOM image"),
+    ],
+)
+def test_names_that_came_encoded_as_in_a_mail(client, sent, words):
+    answer = send(client, (sent, b"x"))
+    assert words in (answer.json().get("error") or wait(client, answer)["error"])
 
 
 def test_too_much_of_anything(make_client, scan):
@@ -259,6 +275,16 @@ def test_other_sites_are_kept_out(client, scan):
     for origin in ("http://[", "null", "http://127.0.0.1:x", ""):
         refused(client.get("/api/info", headers={"origin": origin}), 403, "other sites")
     assert client.get("/api/info", headers={"origin": "http://127.0.0.1", "host": "127.0.0.1"}).status_code == 200
+
+
+def test_the_port_that_was_taken_is_told():
+    told = []
+    server = server_of(
+        uvicorn.Config(FastAPI(), host="127.0.0.1", port=0, log_config=None),
+        lambda port: (told.append(port), setattr(server, "should_exit", True)),
+    )
+    server.run()
+    assert told[0] > 0
 
 
 def test_who_may_be_reached_from_outside(tmp_path):

@@ -123,6 +123,7 @@ def test_a_job_that_is_deleted_leaves_nothing(client, scan):
 
 def test_health_metrics_info_and_page(client):
     assert client.get("/healthz").json() == {"status": "ok", "version": "0.1.0"}
+    assert client.head("/healthz").status_code == 200
     info = client.get("/api/info").json()
     assert (info["device"], info["existence"], info["limits"]["prompts"]) == ("cpu", False, 3)
     text = client.get("/metrics").text

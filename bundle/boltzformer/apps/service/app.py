@@ -108,6 +108,7 @@ def _add_state(app: FastAPI, jobs: Jobs, meters: Meters, info: dict[str, Any]) -
     async def icon() -> FileResponse:
         return FileResponse(PAGE / "icon.svg")
 
+    @app.head("/healthz", include_in_schema=False)  # what watches a service may not ask for the answer's body
     @app.get("/healthz")
     async def health() -> dict[str, str]:
         """Whether the service is up; it listens only once the network is in memory."""

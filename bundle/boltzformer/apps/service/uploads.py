@@ -6,10 +6,13 @@ series stays open. Here each part goes straight to a file, and nothing that the 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import string
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from email.errors import MessageError
+from email.header import decode_header, make_header
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +28,7 @@ CASE = "scan"
 LARGEST_FIELD = 4096
 LARGEST_HEADER = 8192
 _DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+_ENCODED = re.compile(r"(=\?[\w-]+\?[bq]\?[^?]*\?=\s*)+", re.IGNORECASE)
 _WHAT = "give one NIfTI file (.nii, .nii.gz), or the files of one DICOM series"
 
 
@@ -173,7 +177,7 @@ class _Parts:
                 raise TooLarge("the form has over 100 fields.")
             self._field = (name, bytearray())
             return
-        theirs = re.split(r"[/\\]", options[b"filename"].decode("utf-8", "replace"))[-1]
+        theirs = re.split(r"[/\\]", _meant(options[b"filename"]))[-1]
         if theirs.startswith(".") or not theirs:  # such as .DS_Store; its bytes are passed over
             return
         if len(self.upload.names) >= self.limits.files:
@@ -213,6 +217,15 @@ def _letters(number: int) -> str:
         text = string.ascii_lowercase[rest] + text
         if not number:
             return text
+
+
+def _meant(name: bytes) -> str:
+    """A file's name as its client knows it: some, such as .NET's, send other letters than ASCII's as e-mail does."""
+    text = name.decode("utf-8", "replace")
+    if _ENCODED.fullmatch(text):
+        with contextlib.suppress(MessageError, LookupError, ValueError):
+            return str(make_header(decode_header(text)))
+    return text
 
 
 def _shown(name: str) -> str:
