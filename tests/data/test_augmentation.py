@@ -180,3 +180,15 @@ def test_a_slice_without_the_object_is_seen_in_any_of_its_views():
     assert cut["label"].sum() == 400
     assert cut["image"].shape == (1, 128, 128)
     assert view({**_body_with_organ(), "known_spacing": torch.tensor([torch.nan] * 2)})["image"].shape[-1] == 256
+
+
+def test_a_quarter_turn_swaps_the_spacing_that_a_later_resize_goes_by():
+    move = RandSliceAffined(prob=1.0, shift=0.0, scale=0.2)
+    move.set_random_state(0)
+    sizes = torch.tensor([1.0, 3.0])
+    for _ in range(8):
+        item = move({"image": torch.rand(1, 12, 10), "spacing": sizes, "known_spacing": sizes})
+        turned = bool(move.turns % 2)
+        assert torch.equal(item["known_spacing"], sizes.flip(0) if turned else sizes)
+        assert torch.allclose(item["spacing"], item["known_spacing"] / move.factor)
+    assert sizes.tolist() == [1.0, 3.0]

@@ -36,6 +36,7 @@ class RandSliceAffined(RandomizableTransform):
         label_key: (K, H, W) binary masks; may be missing in an item.
         spacing_key: (2,) mm along H and W, which swaps and scales with the content; may be missing in an
             item.
+        known_spacing_key: the same before any growth, which swaps alone; may be missing in an item.
 
     Raises:
         InputError: an argument out of its range.
@@ -51,6 +52,7 @@ class RandSliceAffined(RandomizableTransform):
         image_key: str = "image",
         label_key: str = "label",
         spacing_key: str = "spacing",
+        known_spacing_key: str = "known_spacing",
     ) -> None:
         self.shifts = shifts_of(shift)
         if not (0 <= prob <= 1 and all(0 <= s < 1 for s in self.shifts.values()) and 0 <= scale < 1):
@@ -60,6 +62,7 @@ class RandSliceAffined(RandomizableTransform):
         RandomizableTransform.__init__(self, prob)
         self.scale, self.turn, self.angle = scale, turn, angle
         self.image_key, self.label_key, self.spacing_key = image_key, label_key, spacing_key
+        self.known_spacing_key = known_spacing_key
         self.turns, self.offset, self.factor, self.degrees = 0, (0.0, 0.0), 1.0, 0.0
 
     def randomize(self, data: Any = None) -> None:
@@ -86,6 +89,8 @@ class RandSliceAffined(RandomizableTransform):
         if self.spacing_key in item:
             spacing = item[self.spacing_key] / self.factor
             item[self.spacing_key] = spacing.flip(0) if self.turns % 2 else spacing
+        if self.turns % 2 and self.known_spacing_key in item:
+            item[self.known_spacing_key] = item[self.known_spacing_key].flip(0)
         return item
 
 

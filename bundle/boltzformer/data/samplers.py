@@ -27,7 +27,9 @@ class EpochSampler(DistributedSampler):
         seed: of the order.
         object_balance: 0 takes every example as often as any other; with b above 0 an epoch is drawn by weight, the
             sum of n^-b over the objects of an example, n being an object's examples: at 1 an object of few slices
-            is seen as often as one of many. Needs `num_samples`.
+            is seen nearly as often as one of many, as long as an epoch takes few of its slices. No example comes twice
+            in an epoch, so an object of n slices is seen n times at most and the others fill its share: for more of
+            it take shorter epochs, and more of them. Needs `num_samples`.
         num_replicas: number of processes; None asks torch.distributed, and is 1 without it.
         rank: of this process; None asks torch.distributed.
 

@@ -90,7 +90,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
     Items:
         With several prompts `label` is (K, H, W) and `text` and `object` are K strings, present objects first.
         `image` (2·num_adjacent+1, H, W) float32 in [0, 1]; `label` (1, H, W) float32 of 0 and 1; `text` str;
-        `spacing` (2,) float32, mm along H and W; `known_spacing` the same before any augmentation, NaN where the
+        `spacing` (2,) float32, mm along H and W; `known_spacing` the same before any growth, NaN where the
         case's `spacing_known` is False; `dataset`, `case` (the image's file name without its
         ending), `patient`, `object` str; `slice` int, in RAS orientation along `axis`. H and W are axes of
         the RAS volume (see `CachedVolume`). All of them collate, provided that shapes are equal: resize in
