@@ -401,6 +401,19 @@ def test_a_claim_against_another_programs_scores(done, data, tmp_path):
     assert f"Claim: Boltzmann above halved. Here: {half:+.1f} [" in text
     assert f"Claim: halved above Boltzmann. Here: {-half:+.1f} [" in text
     assert "above absent" not in text
+    assert "slices that both have" not in text
+    for name, changed in (("first_half", theirs[::2]), ("renamed", [{**row, "case": "x"} for row in theirs])):
+        with (data / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, theirs[0].keys())
+            writer.writeheader()
+            writer.writerows(changed)
+        rows.append({"label": name, "scores": {"files": [f"{name}.csv"]}})
+    claims = [["Boltzmann", "first_half"], ["Boltzmann", "renamed"]]
+    assert run_table(_table(tmp_path, rows=rows, claims=claims), out=out, **settings, launcher=Launcher()) == []
+    text = (out / "mini.md").read_text()
+    both, scored = (sum(bool(row["dice"]) for row in some) for some in (theirs[::2], theirs))
+    assert f", on the {both} of {scored} slices that both have. **" in text
+    assert "Claim: Boltzmann above renamed. **Not compared: no slice is named alike in both.**" in text
 
 
 def test_a_dataset_can_be_a_datalist(done, data, tmp_path):
@@ -422,6 +435,13 @@ def test_a_dataset_can_be_a_datalist(done, data, tmp_path):
     assert _csv({"out": tmp_path / "out"})["ours", "measured", "listed"] == pytest.approx(
         _csv(done)[label, "measured", "first"]
     )
+
+
+def test_two_datasets_of_one_name_cannot_be_columns_of_a_table(data, tmp_path):
+    for name in ("one", "other"):
+        write_json(tmp_path / f"{name}.json", json.loads((data / "first" / "dataset.json").read_text()))
+    with pytest.raises(InputError, match=r"one.json and .*other.json have one `name`, 'phantoms first'"):
+        plan_runs(read_table(_table(tmp_path / "table", datasets=["one", "other"])), tmp_path, BUNDLE)
 
 
 def _absolute(item: dict[str, Any], folder: Path) -> dict[str, Any]:

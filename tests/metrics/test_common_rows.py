@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,10 +18,12 @@ from boltzformer.metrics.handlers import SizeBucketDiceHandler
 from boltzformer.metrics.measures.cases import LabelledCase
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.metrics.measures.rows import SLICE_KEY, key_of
+from boltzformer.metrics.show.terminal import print_comparison
 from boltzformer.metrics.summary.comparison import compare_with
 from boltzformer.volumes.checks import read_volume
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
+from rich.console import Console
 
 from tests.support import write_json
 
@@ -55,7 +58,7 @@ def score_slices(dataset: Path, output_dir: Path) -> list[dict[str, str]]:
     return read_csv(output_dir / "slices.csv")
 
 
-def test_a_comparison_of_the_two_finds_every_slice(dataset, exact_predictions, tmp_path):
+def test_a_comparison_of_the_two_finds_every_slice(dataset, exact_predictions, tmp_path, capsys):
     first = score_slices(dataset, tmp_path / "training")
     (exact_predictions / "case_0.nii.gz").unlink()  # of the training section
     cases = [LabelledCase.from_dict(case) for case in load_cases(dataset, "validation")]
@@ -69,6 +72,15 @@ def test_a_comparison_of_the_two_finds_every_slice(dataset, exact_predictions, t
     assert comparison["overall"]["first"] == pytest.approx(np.mean([float(row["dice"]) for row in first]))
     assert comparison["overall"]["second"] == 1
     assert comparison["volumes"] == {}  # training scores slices only
+    assert (comparison["only_first"], comparison["only_second"]) == (0, 0)
+    fewer = [row for row in second.slices if row["case"] != "ct_case_1"]
+    gone = len({key for key in positive if key[1] == "ct_case_1"})
+    comparison = compare_with(replace(second, slices=fewer), tmp_path / "training")
+    assert (comparison["only_first"], comparison["only_second"]) == (gone, 0)
+    print_comparison(comparison, Console(width=200))
+    assert (
+        f"Left out of the comparison: {gone} slices scored in the earlier evaluation alone" in capsys.readouterr().out
+    )
 
 
 def garbage(folder: Path, text: str | bytes) -> Path:

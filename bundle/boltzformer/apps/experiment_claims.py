@@ -7,7 +7,7 @@ from typing import Any
 
 from boltzformer.apps.experiment_definition import Table
 from boltzformer.metrics.measures.rows import Row
-from boltzformer.metrics.summary.protocol import difference_values, found_nothing
+from boltzformer.metrics.summary.protocol import count_slices, difference_values, found_nothing
 
 
 def claim_lines(table: Table, scored: Mapping[str, Mapping[int | None, list[Row]]]) -> list[str]:
@@ -30,11 +30,15 @@ def claim_lines(table: Table, scored: Mapping[str, Mapping[int | None, list[Row]
             lines.append(f"Claim: {better} above {worse}. **Not compared: {nothing}.**")
             continue
         cells = difference_values(first, second)
-        if "mean" in cells:
-            small = f"; small objects {_gain(cells['small'])}" if "small" in cells else ""
-            lines.append(
-                f"Claim: {better} above {worse}. Here: {_gain(cells['mean'])}{small}. **{verdict(cells['mean'])}**"
-            )
+        if "mean" not in cells:
+            lines.append(f"Claim: {better} above {worse}. **Not compared: no slice is named alike in both.**")
+            continue
+        small = f"; small objects {_gain(cells['small'])}" if "small" in cells else ""
+        shared, most = cells["mean"]["n"], max(count_slices(first), count_slices(second))
+        part = "" if shared == most else f", on the {shared} of {most} slices that both have"
+        lines.append(
+            f"Claim: {better} above {worse}. Here: {_gain(cells['mean'])}{small}{part}. **{verdict(cells['mean'])}**"
+        )
     return lines
 
 

@@ -69,9 +69,10 @@ def plan_runs(
         row label to its runs, one a seed; empty for rows with published numbers alone.
 
     Raises:
-        InputError: a dataset or one of its lists, or an overlay, is missing.
+        InputError: a dataset or one of its lists, or an overlay, is missing; two datasets have one name.
     """
     paths = tuple(_dataset(data, name, table.section) for name in table.datasets)
+    _check_names_apart(paths)
     stamps = [hashlib.sha256(datalist_of(path).read_bytes()).hexdigest() for path in paths]
     planned: dict[str, list[Run]] = {}
     for row in table.rows:
@@ -163,6 +164,22 @@ def _dataset(data: Path, name: str, section: str) -> Path:
                 "dataset, or choose another --section."
             )
     return path.resolve()
+
+
+def own_name(dataset: Path) -> str:
+    """The name by which the cases of a folder or datalist call their dataset, in scored slices too."""
+    return str(read_json(datalist_of(dataset), "datalist").get("name") or column_of(dataset))
+
+
+def _check_names_apart(datasets: Sequence[Path]) -> None:
+    named: dict[str, Path] = {}
+    for dataset in datasets:
+        name = own_name(dataset)
+        if named.setdefault(name, dataset) != dataset:
+            raise InputError(
+                f"{named[name]} and {dataset} have one `name`, {name!r}, and their slices would stand in one column: "
+                "give one another `name` in its JSON."
+            )
 
 
 def datalist_of(dataset: Path) -> Path:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer.apps.experiment_definition import Table, TableRow
-from boltzformer.apps.experiment_plan import Run, column_of, datalist_of, dataset_path
+from boltzformer.apps.experiment_plan import Run, dataset_path, own_name
 from boltzformer.apps.experiment_runs import ROWS, is_finished
-from boltzformer.json_file import read_json
 from boltzformer.metrics.files import read_csv
 from boltzformer.metrics.measures.rows import Row
 from boltzformer.metrics.summary.slice_scores import read_slice_scores
@@ -33,7 +32,7 @@ def rows_by_seed(
     Raises:
         InputError: a file of scores that cannot be read.
     """
-    columns = {_own_name(dataset_path(data, name)): name for name in table.datasets}
+    columns = {own_name(dataset_path(data, name)): name for name in table.datasets}
     found: dict[str, dict[int | None, list[Row]]] = {}
     for row in table.rows:
         found[row.label] = {}
@@ -51,11 +50,6 @@ def rows_by_seed(
 def missing_scores(row: TableRow, data: Path) -> list[Path]:
     """Files of another program's scores that are not there."""
     return [file for file in _score_files(row, data) if not file.is_file()]
-
-
-def _own_name(dataset: Path) -> str:
-    """The name by which the cases of a folder or datalist call their dataset."""
-    return str(read_json(datalist_of(dataset), "datalist").get("name") or column_of(dataset))
 
 
 def _score_files(row: TableRow, data: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from boltzformer.metrics.measures.measure import Measure
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.metrics.show import figures
 from boltzformer.metrics.show.pictures import case_picture, worst_volumes
-from boltzformer.metrics.show.text import better, brief, number, p_value, percent, short_names, shown, written
+from boltzformer.metrics.show.text import better, brief, number, p_value, percent, short_names, shown, unpaired, written
 
 TEMPLATE = "report.html.j2"
 MAX_FAILURES = 50
@@ -75,6 +75,7 @@ def write_report(
         written=written,
         better=better,
         shown=shown,
+        unpaired=unpaired,
     )
     environment.filters["column"] = lambda column: titles.get(column, column)
     environment.filters["last"] = lambda name: short.get(name, name)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from boltzformer.metrics.measures.catalogue import Catalogue, lesion_measures
 from boltzformer.metrics.measures.measure import Measure
-from boltzformer.metrics.show.text import number, p_value, percent, short_names, shown, written
+from boltzformer.metrics.show.text import number, p_value, percent, short_names, shown, unpaired, written
 
 
 def measure_table(
@@ -144,6 +144,8 @@ def print_comparison(comparison: Mapping[str, Any], console: Console) -> None:
             percent(line.get("share_of_difference"), 0),
         )
     console.print(table)
+    if lacking := unpaired(comparison):
+        console.print(lacking)
 
 
 def _volume_table(summary: Mapping[str, Any]) -> Table:

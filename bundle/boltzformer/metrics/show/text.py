@@ -49,6 +49,16 @@ def p_value(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
+def unpaired(comparison: Mapping[str, Any]) -> str:
+    """How many slices a comparison leaves out because one side lacks them; empty where there are none."""
+    first, second = comparison["only_first"], comparison["only_second"]
+    if not first and not second:
+        return ""
+    return (
+        f"Left out of the comparison: {first} slices scored in the earlier evaluation alone, {second} in this one alone"
+    )
+
+
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """`"<dataset> / <object>"` to the object alone, where no two datasets share an object."""
     listed = list(names)

@@ -28,14 +28,18 @@ def compare_with(evaluation: Evaluation, folder: str | Path) -> dict[str, Any]:
     Returns:
         What `boltzformer.metrics.summary.statistics.compare` says of Dice on slices; under `slices` and `volumes`
         a line for each column of the list of measures that both have (of HD95 over volumes where both are finite),
-        with Holm's correction over each table.
+        with Holm's correction over each table; `only_first` and `only_second`: slices with a Dice that the other lacks,
+        which are in no line.
 
     Raises:
         InputError: where a file is missing or damaged, or the two share no rows.
     """
     folder, catalogue = Path(folder), evaluation.settings.catalogue
     slices = _read_rows(folder / FILES["slices"], SLICE_KEY, "area_percent", catalogue.slices)
-    result: dict[str, Any] = {"first": str(folder), **compare(paired_rows(slices, evaluation.slices))}
+    joined = paired_rows(slices, evaluation.slices)
+    known = [sum(as_number(row["dice"]) is not None for row in rows) for rows in (slices, evaluation.slices)]
+    alone = {"only_first": known[0] - len(joined), "only_second": known[1] - len(joined)}
+    result: dict[str, Any] = {"first": str(folder), **alone, **compare(joined)}
     others = [measure for measure in catalogue.slices if measure.column != "dice"]
     result["slices"] = _lines(others, slices, evaluation.slices, SLICE_KEY, "area_percent")
     result["volumes"] = {}

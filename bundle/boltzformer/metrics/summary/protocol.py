@@ -82,6 +82,11 @@ def difference_values(
     return cells
 
 
+def count_slices(runs: Sequence[Sequence[Row]]) -> int:
+    """How many (slice, prompt) pairs of `table_values` count, each once whatever the number of seeds."""
+    return len({key_of(row) for rows in runs for row in rows if _positive(row)})
+
+
 def found_nothing(runs: Sequence[Sequence[Row]]) -> bool:
     """Whether every object was missed: a network that has not begun to learn, and to be above it shows nothing.
 
