@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from boltzformer.data import slice_cache
+from boltzformer.data.cached_volume import open_cached_volume
 from boltzformer.data.cases import load_cases
 from boltzformer.data.slice_cache import build_cache
 from boltzformer.errors import InputError
@@ -255,6 +256,30 @@ def test_changed_bytes_of_the_cache_are_noticed(make_case, tmp_path):
             read()
         file.write_bytes(whole)
         read()
+
+
+@pytest.mark.parametrize("name", ["areas.npy", "checksums.npy", "image.npy", "label.npy", "index.json"])
+def test_damage_beside_the_slices_is_noticed(make_case, tmp_path, name):
+    """A file cut anywhere, as a full disk leaves it, and a bit changed anywhere but in the slices' voxels."""
+    (volume,) = build_cache([make_case()], tmp_path / "cache", progress=False)
+    file = volume.folder / name
+    whole = file.read_bytes()
+    end = 128 if name in ("image.npy", "label.npy") else len(whole)
+    damaged = [whole[:n] for n in (0, 4, 60, len(whole) - 1)]
+    for place in range(0, end, 11):
+        damaged.append(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+    for content in damaged:
+        file.write_bytes(content)
+        opened = open_cached_volume(volume.folder)
+        if opened is not None:  # a bit of a header's blanks
+            assert len(content) == len(whole)
+            assert (opened.areas.tolist(), opened.spacing, opened.affine) == (
+                volume.areas.tolist(),
+                volume.spacing,
+                volume.affine,
+            )
+            assert np.array_equal(opened.image(0, 6), volume.image(0, 6))
+        file.write_bytes(whole)
 
 
 def test_a_very_long_name_fits_and_no_path_stands_in_the_index(make_case, tmp_path):

@@ -115,8 +115,9 @@ def save_cached_volume(
     values = [int(value) for value in np.flatnonzero(counts.any(axis=0)) if value]
     np.save(folder / "image.npy", image)
     np.save(folder / "label.npy", label)
-    np.save(folder / "checksums.npy", np.stack([_checksums(image), _checksums(label)]))
-    np.save(folder / "areas.npy", counts[:, values].T.astype(np.int32))
+    checksums, areas = np.stack([_checksums(image), _checksums(label)]), counts[:, values].T.astype(np.int32)
+    np.save(folder / "checksums.npy", checksums)
+    np.save(folder / "areas.npy", areas)
     index = {
         "source": source,
         "axes": "slices, H, W of the volume in RAS orientation",
@@ -128,6 +129,7 @@ def save_cached_volume(
         "values": values,
         "quantiles": quantiles.tolist(),
     }
+    index["checksum"] = _summary(index, areas, checksums)
     # the index comes last: a folder with one is whole
     (folder / INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
 
@@ -153,6 +155,8 @@ def open_cached_volume(folder: Path) -> CachedVolume | None:
         checksums = np.load(folder / "checksums.npy")
         if areas.shape != (len(values), shape[0]) or checksums.shape != (2, shape[0]):
             return None
+        if index.pop("checksum") != _summary(index, areas, checksums):
+            return None
         return CachedVolume(
             folder,
             (shape[0], shape[1], shape[2]),
@@ -166,12 +170,18 @@ def open_cached_volume(folder: Path) -> CachedVolume | None:
             index["label_dtype"],
             (offsets[0], offsets[1]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # NumPy raises many kinds on damaged bytes
         return None
 
 
 def _checksums(stack: np.ndarray) -> np.ndarray:
     return np.array([zlib.crc32(np.ascontiguousarray(one).data) for one in stack], np.uint32)
+
+
+def _summary(index: dict[str, object], areas: np.ndarray, checksums: np.ndarray) -> int:
+    """CRC-32 of all but the slices, which have their own: numbers as JSON, so that they come back the same."""
+    text = json.dumps([index, areas.dtype.str, checksums.dtype.str]).encode()
+    return zlib.crc32(text + areas.tobytes() + checksums.tobytes())
 
 
 def _payload_offset(path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> int:

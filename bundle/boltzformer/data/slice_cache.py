@@ -23,7 +23,7 @@ from boltzformer.data.windows import intensity_quantiles
 from boltzformer.errors import InputError
 from boltzformer.volumes.checks import check_label_values, check_pair, read_volume
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3  # raise it with whatever changes what is read of a file, or which files are refused
 _MAX_LISTED = 20
 _LONGEST_NAME = 60  # file systems end at 255 bytes, and drafts have longer names
 _BYTES_PER_VOXEL = 3  # int16 image and uint8 label
