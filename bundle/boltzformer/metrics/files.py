@@ -63,22 +63,34 @@ def write_csv(path: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequ
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Rows of a CSV that `write_csv` wrote, as text.
+    """Rows of a CSV, as text: one that `write_csv` wrote, or a spreadsheet saved as UTF-8.
 
     Raises:
-        InputError: where the file is missing, not text, or has no header.
+        InputError: where the file is missing, not text, has no header, or a line has fewer or more cells than it.
     """
     path = Path(path)
+    rows: list[dict[str, str]] = []
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        # -sig: Excel begins UTF-8 with a byte order mark, which would become part of the first column's name
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream)
             header = reader.fieldnames  # read before the rows: an empty file has none
-            rows = [{name: _uncell(text) for name, text in row.items()} for row in reader]
+            for row in reader:
+                _check_cells(row, f"{path}, line {reader.line_num}")
+                rows.append({name: _uncell(text) for name, text in row.items()})
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path} as CSV: {error}") from error
     if not header:
         raise InputError(f"{path} is empty: it should start with a header line of column names")
     return rows
+
+
+def _check_cells(row: Mapping[str | None, Any], where: str) -> None:
+    if None in row:  # csv's key of what is beyond the header
+        raise InputError(f"{where}: the line has more cells than the header; text with a comma needs quotes")
+    ended = next((name for name, text in row.items() if text is None), None)
+    if ended is not None:
+        raise InputError(f"{where}: the line ends before its column {ended}; write the file again")
 
 
 def _cell(value: Any) -> Any:
@@ -88,8 +100,8 @@ def _cell(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _uncell(text: Any) -> Any:
-    return text[1:] if isinstance(text, str) and text[:1] == "'" and _FORMULA.match(text[1:]) else text
+def _uncell(text: str) -> str:
+    return text[1:] if text[:1] == "'" and _FORMULA.match(text[1:]) else text
 
 
 def write_text(path: str | Path, text: str) -> Path:

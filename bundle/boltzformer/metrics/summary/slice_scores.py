@@ -7,6 +7,7 @@ columns is what. BiomedParse's published scores are of the second kind: a file n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,9 @@ def _area_percent(line: Mapping[str, str], names: Mapping[str, str], slice_pixel
 
 def _number(text: str, where: str, what: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise InputError(f"{where}: {text!r} is no {what}.") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: {text!r} is no {what}.")
+    return number
