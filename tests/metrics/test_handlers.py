@@ -125,6 +125,17 @@ def test_built_from_json():
     assert list(handler.summary["buckets_percent"]) == ["< 0.5 %", "0.5-2 %", ">= 2 %"]
 
 
+def test_the_page_has_the_buckets_of_the_summary(tmp_path):
+    handler = SizeBucketDiceHandler(
+        str(tmp_path), print_table=False, html_name="r.html", percent_edges=[0.5, 2], small_below_percent=2
+    )
+    evaluate(handler, items())
+    page = (tmp_path / "r.html").read_text()
+    assert "0.5-2 %" in page
+    assert "small, &lt; 2 %" in page
+    assert "0.01-0.05 %" not in page
+
+
 def test_only_negatives_is_nan_not_zero(caplog):
     handler = SizeBucketDiceHandler(print_table=False)
     evaluator = evaluate(handler, items(1))

@@ -154,7 +154,9 @@ class SizeBucketDiceHandler(RowHandler):
         assert self.output_dir is not None
         cases = len({(row["dataset"], row["case"]) for row in self.rows})
         evaluation = Evaluation(self.settings, cases, slices=[cast(SliceRow, row) for row in self.rows])
-        evaluation.summary = summarise(evaluation)
+        evaluation.summary = summarise(
+            evaluation, self.rule.percent.edges, self.rule.diameter.edges, self.small_below_percent
+        )
         write_report(self.output_dir / name, evaluation)
 
 

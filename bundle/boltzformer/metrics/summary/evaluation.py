@@ -7,11 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from boltzformer.metrics.measures.calibration import Calibration
-from boltzformer.metrics.measures.catalogue import Catalogue
 from boltzformer.metrics.measures.evaluation import Evaluation
 from boltzformer.metrics.measures.lesions import MISSED
 from boltzformer.metrics.measures.rows import Row, by_object, object_name, patient_name
-from boltzformer.metrics.measures.size_buckets import PERCENT_EDGES, SMALL_BELOW_PERCENT, TINY_BELOW_PERCENT, Buckets
+from boltzformer.metrics.measures.size_buckets import (
+    DIAMETER_EDGES_MM,
+    PERCENT_EDGES,
+    SMALL_BELOW_PERCENT,
+    TINY_BELOW_PERCENT,
+    Buckets,
+)
 from boltzformer.metrics.summary.calibration import summarise_calibration
 from boltzformer.metrics.summary.froc import froc, lesion_auroc
 from boltzformer.metrics.summary.lesions import scan_rows, summarise_lesions
@@ -20,8 +25,13 @@ from boltzformer.metrics.summary.statistics import intervals
 from boltzformer.metrics.summary.volumes import summarise_volumes
 
 
-def summarise(evaluation: Evaluation) -> dict[str, Any]:
-    """The JSON summary of an evaluation."""
+def summarise(
+    evaluation: Evaluation,
+    percent_edges: Sequence[float] = PERCENT_EDGES,
+    diameter_edges_mm: Sequence[float] = DIAMETER_EDGES_MM,
+    small_below_percent: float = SMALL_BELOW_PERCENT,
+) -> dict[str, Any]:
+    """The JSON summary of an evaluation; edges are those of the slices' tables, see `summarise_slices`."""
     settings, catalogue = evaluation.settings, evaluation.settings.catalogue
     scans = Counter(object_name(row) for row in evaluation.volumes)
     lesions = summarise_lesions(evaluation.lesions, scans, settings.lesions, measures=catalogue.lesions)
@@ -35,7 +45,7 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         "patients": len({patient_name(row) for row in evaluation.slices}),
         "axis": settings.axis,
         "absent_is_negative": settings.absent_is_negative,
-        "slices": summarise_slices(evaluation.slices, catalogue=catalogue),
+        "slices": summarise_slices(evaluation.slices, percent_edges, diameter_edges_mm, small_below_percent, catalogue),
         "volumes": summarise_volumes(evaluation.volumes, catalogue),
         "lesions": lesions,
         "calibration": {
@@ -44,17 +54,16 @@ def summarise(evaluation: Evaluation) -> dict[str, Any]:
         }
         if evaluation.calibration
         else None,
-        "intervals": all_intervals(evaluation.slices, evaluation.volumes, evaluation.lesions, catalogue),
+        "intervals": all_intervals(evaluation, percent_edges, small_below_percent),
         "without_rows": sorted(evaluation.without_rows),
         "left_out": dict(sorted(evaluation.left_out.items())),
         "failures": evaluation.failures,
     }
 
 
-def all_intervals(
-    slices: Sequence[Row], volumes: Sequence[Row], lesions: Sequence[Row], catalogue: Catalogue
-) -> dict[str, Any]:
+def all_intervals(evaluation: Evaluation, percent_edges: Sequence[float], small_below_percent: float) -> dict[str, Any]:
     """95 % bootstrap intervals clustered by patient: of every measure, and of the slices' by object and size."""
+    catalogue, slices, volumes = evaluation.settings.catalogue, evaluation.slices, evaluation.volumes
 
     def of_slices(groups: Mapping[str, Sequence[Row]]) -> dict[str, dict[str, Any]]:
         return {name: intervals(catalogue.slices, part) for name, part in groups.items()}
@@ -66,11 +75,11 @@ def all_intervals(
         "overall": {
             **intervals(catalogue.slices, slices),
             **intervals(catalogue.volumes, volumes),
-            **intervals(catalogue.lesions, [*lesions, *scan_rows(volumes)]),
+            **intervals(catalogue.lesions, [*evaluation.lesions, *scan_rows(volumes)]),
         },
         "objects": of_slices(by_object(slices)),
-        "buckets_percent": by_size(*PERCENT_EDGES),
-        "sizes": by_size(SMALL_BELOW_PERCENT),
+        "buckets_percent": by_size(*percent_edges),
+        "sizes": by_size(small_below_percent),
         "tiny": by_size(TINY_BELOW_PERCENT),
     }
 
