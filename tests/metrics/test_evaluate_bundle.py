@@ -81,6 +81,15 @@ def test_a_broken_image_costs_its_own_case(options, dataset, tmp_path):
     assert "1 could not be scored" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_masks_of_an_earlier_run_are_no_failures(options, tmp_path):
+    for more in ([], ["--limit", 1]):
+        done = run(*options, "--output-dir", tmp_path / "out", *more)
+        assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "out" / "predictions").glob("*.nii.gz"))) == 2
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (written["cases"], written["failures"]) == (1, [])
+
+
 def test_a_dataset_says_that_voxel_sizes_mean_nothing(options, dataset, tmp_path, monkeypatch):
     told = noted_spacing(monkeypatch)
     content = json.loads((dataset / "dataset.json").read_text())

@@ -104,7 +104,8 @@ def main(
         cases = [one for one, case in zip(labelled, found_cases, strict=True) if case["image"] not in failures]
         if not cases:
             raise InputError(f"no case could be segmented; the first: {next(iter(failures.values()))}")
-        scored = PredictionFolder(folder, names)
+        # those of an earlier run with more cases may lie there too
+        scored = PredictionFolder(folder, names, [name for case in cases for name in case.names])
         made_with = {f"existence_{name}": value for name, value in vars(segmenter.inferer.existence).items()}
         made_with["network_sha256"] = recipe.sha256
         agreement = segmenter.inferer.agreement

@@ -49,12 +49,15 @@ class PredictionFolder:
         folder: where the predictions are.
         aliases: object name to the name that the files use, for tools with names of their own
             (`{"left parotid gland": "parotid_gland_left"}`).
+        cases: names whose files alone count, where others may lie in the folder; None takes all.
 
     Raises:
         InputError: where the folder does not exist or has no volume in it.
     """
 
-    def __init__(self, folder: str | Path, aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, aliases: Mapping[str, str] | None = None, cases: Iterable[str] | None = None
+    ) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"{self.folder} is not a folder: give the folder with the predicted NIfTI files")
@@ -67,6 +70,9 @@ class PredictionFolder:
             hidden = any(part.startswith(".") for part in relative.parts)
             if stem is not None and not hidden and path.is_file() and stem.count("/") <= 1:
                 self.files.setdefault(_key(stem), []).append(path)
+        if cases is not None:
+            others = set(self.without_label(cases))
+            self.files = {stem: paths for stem, paths in self.files.items() if not others.issuperset(paths)}
         self.folders = {stem.split("/")[0] for stem in self.files if "/" in stem}
         if not self.files:
             raise InputError(f"{self.folder} has no prediction: it should hold .nii.gz or .nii files")
