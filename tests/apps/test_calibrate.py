@@ -108,6 +108,21 @@ def test_numbers_go_into_the_recipe(tmp_path, checkpoint, capsys):
     assert read_recipe(checkpoint)["agreement"] == {"mm": 1.5, "objects": ["o"]}, "the checkpoint's own stays"
 
 
+def test_a_distance_in_mm_is_measured_where_mm_are_known(tmp_path, checkpoint):
+    """Case k is of object k; the slices of the first have no size in mm, and it has no prediction's grid to read."""
+    rows = [{**row, "case": f"c{k}", "object": f"o{k}"} for k in (0, 1) for row in _rows(1.5, 400)]
+    for known, objects in ((("c1",), ["o1"]), ((), ["o0", "o1"])):
+        sized = [{**row, "diameter_mm": 5.0 if row["case"] in known and row["dice"] else None} for row in rows]
+        write_csv(tmp_path / "slices.csv", sized)
+        told = {"existence_threshold": 0.0, "existence_temperature": 1.0, "agreement_mm": 1.5}
+        write_json(tmp_path / "manifest.json", {"settings": told})
+        (tmp_path / "predictions").mkdir(exist_ok=True)
+        save_nifti(tmp_path / "predictions" / "c1.nii.gz", np.zeros((4, 4, 400), np.uint8), np.diag([1, 1, 30, 1]))
+        main(tmp_path, checkpoint, None, specificity=0.5)
+        assert read_recipe(checkpoint)["coarse"] == {"mm": 12.0 if known else 0.0, "objects": objects}
+        assert read_recipe(checkpoint)["agreement"]["objects"] == ["o1"]
+
+
 def _organ(first: int, last: int, slices: int = 60) -> list[dict]:
     """An object in some slices, of whose score one slice on either side knows too."""
     return [

@@ -36,7 +36,8 @@ def main(
 
     The evaluation must score slices that were not gated:
     boltzformer evaluate-bundle --set existence_threshold=0 --output-dir REPORT ...
-    Where `--set agreement_mm=...` was given too, the recipe gets it for the objects of the report.
+    Where `--set agreement_mm=...` was given too, the recipe gets it for the objects of the report. Cases whose voxel
+    size is unknown have no part in either distance.
     """
     with one_line_errors():
         recipe = read_recipe(checkpoint)
@@ -50,9 +51,11 @@ def main(
                 f"--checkpoint {checkpoint} ...), or name those."
             )
         numbers, scored = calibrate(rows, float(told["existence_temperature"] or 1.0), specificity)
-        looks = coarse_distances(scored, spacings(report, rows, recipe["input"]["axis"]))
-        distance = coarse_mm(looks)
-        objects, agreement_mm = sorted({row["object"] for row in rows}), told.get("agreement_mm")
+        in_mm = of_known_spacing(scored)
+        looks = coarse_distances(in_mm, spacings(report, in_mm, recipe["input"]["axis"]))
+        distance = coarse_mm(looks) if in_mm else 0.0
+        objects = sorted({row["object"] for row in in_mm or rows})
+        agreement_mm = told.get("agreement_mm") if in_mm else None
         numbers |= {"coarse_mm": distance, "lost_pixels_at_mm": looks}
         update_recipe(
             checkpoint,
@@ -163,6 +166,12 @@ def calibrate(
         **{f"volume_dice_{name}": value for name, value in dice[threshold].items() if name != "n"},
     }
     return numbers, scored
+
+
+def of_known_spacing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the cases whose objects have a size in mm: no distance in mm was tried on the others."""
+    known = {row["case"] for row in rows if row.get("diameter_mm", "unasked")}
+    return [row for row in rows if row["case"] in known]
 
 
 def spacings(report: Path, rows: list[dict[str, Any]], axis: int) -> dict[str, float]:
