@@ -7,9 +7,8 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,9 +22,6 @@ from boltzformer.inference.api import Segmenter
 from boltzformer.recipe import read_recipe
 from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
-
-if TYPE_CHECKING:
-    import uvicorn
 
 TOKEN_VARIABLE = "BOLTZFORMER_TOKEN"
 SHORTEST_TOKEN = 16
@@ -74,6 +70,7 @@ def main(
             ) from None
         token = read_token(token_file)
         check_exposure(host, token, tls_cert, tls_key)
+        place = taken_place(host, port)
         file = weights or shipped_weights()
         algorithm = Algorithm(NAME, bundle_version(), weights_checksum(file))
         settings: dict[str, Any] = {"memory_gb": memory_gb, "keep_logits": False}
@@ -98,8 +95,6 @@ def main(
         quiet_libraries()
         listener = uvicorn.Config(
             app,
-            host=host,
-            port=port,
             access_log=False,  # it holds the keys of jobs
             log_config=None,
             server_header=False,
@@ -108,30 +103,34 @@ def main(
             timeout_graceful_shutdown=5,
         )
         scheme = "http" if tls_cert is None else "https"
-        told = Console(highlight=False, soft_wrap=True)
-        try:
-            server_of(
-                listener, lambda taken: told.print(f"{NAME} on {scheme}://{shown(host)}:{taken} (Ctrl-C stops it)")
-            ).run()
-        except OSError as error:
-            raise InputError(f"cannot listen on {host}:{port} ({error.strerror or error}).") from None
+        place.listen()  # whoever reads the next line may call at once
+        address = f"{scheme}://{shown(host)}:{place.getsockname()[1]}"
+        Console(highlight=False, soft_wrap=True).print(f"{NAME} on {address} (Ctrl-C stops it)")
+        uvicorn.Server(listener).run(sockets=[place])
 
 
-def server_of(config: uvicorn.Config, listening: Callable[[int], None]) -> uvicorn.Server:
-    """A server that says on which port it listens, once it does: one that was left to the system is known only then.
+def taken_place(host: str, port: int) -> socket.socket:
+    """A socket that holds a port, but does not listen yet; uvicorn itself would find one in use when all is loaded.
 
     Args:
-        config: of the server.
-        listening: called with the port.
+        host: a name or an address.
+        port: 0 takes a free one.
+
+    Raises:
+        InputError: the port is in use or not allowed, or the host is none of this machine's.
     """
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            listening(self.servers[0].sockets[0].getsockname()[1])
-
-    return Server(config)
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        if os.name == "posix":  # a service that is started again need not wait for the last one's connections
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+    except OSError as error:
+        place.close()
+        raise InputError(
+            f"cannot listen on {shown(host)}:{port} ({error.strerror or error}); give another --port, or a --host of "
+            "this machine."
+        ) from None
+    return place
 
 
 def read_token(file: Path | None) -> str:

@@ -15,12 +15,10 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-import uvicorn
-from boltzformer.apps.serve import check_exposure, read_token, server_of
+from boltzformer.apps.serve import check_exposure, read_token, taken_place
 from boltzformer.apps.service import jobs
 from boltzformer.apps.service.uploads import Upload
 from boltzformer.errors import InputError
-from fastapi import FastAPI
 
 from tests.apps.service.conftest import TOKEN, send, wait
 from tests.volumes.small_series import straight, write_small_series
@@ -277,14 +275,17 @@ def test_other_sites_are_kept_out(client, scan):
     assert client.get("/api/info", headers={"origin": "http://127.0.0.1", "host": "127.0.0.1"}).status_code == 200
 
 
-def test_the_port_that_was_taken_is_told():
-    told = []
-    server = server_of(
-        uvicorn.Config(FastAPI(), host="127.0.0.1", port=0, log_config=None),
-        lambda port: (told.append(port), setattr(server, "should_exit", True)),
-    )
-    server.run()
-    assert told[0] > 0
+def test_a_port_is_held_before_the_network_is_loaded():
+    host = "127.0.0.1"
+    with taken_place(host, 0) as first:
+        port = first.getsockname()[1]
+        assert port > 0
+        first.listen()
+        with pytest.raises(InputError, match=rf"cannot listen on .*:{port} \(Address already in use\); give another"):
+            taken_place(host, port)
+    taken_place(host, port).close()
+    with pytest.raises(InputError, match=r"cannot listen on 192\.0\.2\.1:0"):  # a documentation address, nobody's
+        taken_place("192.0.2.1", 0)
 
 
 def test_who_may_be_reached_from_outside(tmp_path):
