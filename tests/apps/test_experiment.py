@@ -464,16 +464,19 @@ def test_a_row_that_learned_nothing_is_not_compared_with(done, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
+    ("low", "high", "seeds", "said"),
     [
-        (0.1, 0.2, "It holds"),
-        (-0.1, 0.2, "not shown"),
-        (-0.2, -0.1, "the reverse does"),
-        (None, None, "nothing follows"),
+        (0.1, 0.2, [0.1, 0.2], "It holds here."),
+        (-0.1, 0.2, [0.1, 0.2], "It is not shown here."),
+        (-0.2, -0.1, [-0.1, -0.2], "It does not hold here: the reverse does."),
+        (None, None, [0.1, 0.2], "One patient: nothing follows."),
+        (0.1, 0.2, [0.4, -0.1], "It is not shown here: seeds disagree."),
+        (0.1, 0.2, [0.15], "It holds here, with one seed: another may say the opposite."),
+        (-0.2, -0.1, [-0.15], "It does not hold here: the reverse does, with one seed: another may say the opposite."),
     ],
 )
-def test_a_claim_needs_an_interval_on_its_side(low, high, said):
-    assert said in verdict({"value": 0.1, "low": low, "high": high})
+def test_a_claim_needs_an_interval_on_its_side_and_seeds_that_agree(low, high, seeds, said):
+    assert verdict({"value": 0.1, "low": low, "high": high, "seeds": seeds}) == said
 
 
 def test_without_validation_the_last_weights_are_scored(data, tmp_path):

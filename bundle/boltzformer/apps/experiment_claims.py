@@ -37,7 +37,8 @@ def claim_lines(table: Table, scored: Mapping[str, Mapping[int | None, list[Row]
         shared, most = cells["mean"]["n"], max(count_slices(first), count_slices(second))
         part = "" if shared == most else f", on the {shared} of {most} slices that both have"
         lines.append(
-            f"Claim: {better} above {worse}. Here: {_gain(cells['mean'])}{small}{part}. **{verdict(cells['mean'])}**"
+            f"Claim: {better} above {worse}. Here: {_gain(cells['mean'])}{_by_seed(cells['mean'])}{small}{part}. "
+            f"**{verdict(cells['mean'])}**"
         )
     return lines
 
@@ -55,14 +56,31 @@ def _paired(
 
 
 def verdict(cell: Mapping[str, Any]) -> str:
-    """What a difference says of the claim that it is above 0."""
+    """What a difference says of the claim that it is above 0.
+
+    The interval is over patients: it says what other patients would do to these very weights, and nothing of other
+    seeds, which may move a short training by more than any choice. So the seeds must agree too, and one is not enough.
+
+    Args:
+        cell: of `difference_values`.
+    """
     if cell["low"] is None:
         return "One patient: nothing follows."
-    if cell["low"] > 0:
-        return "It holds here."
-    return "It does not hold here: the reverse does." if cell["high"] < 0 else "It is not shown here."
+    if cell["low"] <= 0 <= cell["high"]:
+        return "It is not shown here."
+    said = "It holds here" if cell["low"] > 0 else "It does not hold here: the reverse does"
+    if len(cell["seeds"]) < 2:
+        return f"{said}, with one seed: another may say the opposite."
+    if min(cell["seeds"]) <= 0 <= max(cell["seeds"]):
+        return "It is not shown here: seeds disagree."
+    return f"{said}."
 
 
 def _gain(cell: Mapping[str, Any]) -> str:
     text = f"{100 * cell['value']:+.1f}"
     return text if cell["low"] is None else f"{text} [{100 * cell['low']:+.1f}, {100 * cell['high']:+.1f}]"
+
+
+def _by_seed(cell: Mapping[str, Any]) -> str:
+    gains = [f"{100 * gain:+.1f}" for gain in cell["seeds"]]
+    return f" (by seed {', '.join(gains)})" if len(gains) > 1 else ""

@@ -132,6 +132,7 @@ def _cell(
         "low": None if low is None else float(low),
         "high": None if high is None else float(high),
         "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None,
+        "seeds": each,
         "n": n,
         "patients": patients,
         "datasets": len(means),
