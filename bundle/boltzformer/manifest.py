@@ -20,6 +20,8 @@ from boltzformer.output_files import relative_to, write_bytes
 
 FILE_NAME = "manifest.json"
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+STOPPED_BEFORE = "was not done: the run was stopped before"
+"""Why a case was skipped that an interrupt (Ctrl-C) left out."""
 _PACKAGES = ("torch", "monai", "numpy", "nibabel", "SimpleITK", "pydicom", "timm")
 
 

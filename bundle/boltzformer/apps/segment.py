@@ -24,13 +24,12 @@ from boltzformer.inference.formats import output_formats
 from boltzformer.inference.inputs import FoundVolumes, survey_volumes
 from boltzformer.inference.precision import check_precision
 from boltzformer.json_file import read_text
-from boltzformer.manifest import Entry, Manifest
+from boltzformer.manifest import STOPPED_BEFORE, Entry, Manifest
 from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
 from boltzformer.volumes.write import size_text
 
 SOME_FAILED = 1
-_STOPPED = "was not done: the run was stopped before"
 DEFAULT_FORMATS = ("nifti", "png")
 
 
@@ -189,7 +188,7 @@ def _print_json(result: CaseResult) -> None:
 
 def _account_for(account: Manifest, found: FoundVolumes, results: list[CaseResult], output: Path) -> None:
     """Write the account: an entry for each volume, also those not reached after Ctrl-C, and each file left out."""
-    left = [CaseResult(str(case["case"]), SKIPPED, reason=_STOPPED) for case in found.cases[len(results) :]]
+    left = [CaseResult(str(case["case"]), SKIPPED, reason=STOPPED_BEFORE) for case in found.cases[len(results) :]]
     for case, result in zip(found.cases, [*results, *left], strict=True):
         reason = result.reason or ("finished by an earlier start" if result.status == SKIPPED else "")
         written = tuple(output / name for name in result.files)

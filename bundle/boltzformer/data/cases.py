@@ -70,8 +70,7 @@ def load_cases(
         if section != "test" and len(dataset) > 1:
             _check_datasets_apart(dataset, section, validation_share, seed, patient_pattern)
         return joined
-    path = Path(dataset)
-    path = path / "dataset.json" if path.is_dir() else path
+    path = _datalist_of(dataset)
     content = _read_json(path)
     cases = _section_cases(content, path, section, patient_pattern)
     other = "validation" if section == "training" else "training"
@@ -111,8 +110,7 @@ def list_images(dataset: str | Path, section: str = "") -> list[Case]:
     Raises:
         InputError: the JSON is malformed, or lists nothing there.
     """
-    path = Path(dataset)
-    path = path / "dataset.json" if path.is_dir() else path
+    path = _datalist_of(dataset)
     content = _read_json(path)
     if section and section not in SECTIONS:
         raise InputError(f"section: expected one of {', '.join(SECTIONS)}, found {section!r}.")
@@ -195,8 +193,7 @@ def _check_datasets_apart(
     """What one dataset trains must not validate another."""
     lists: list[tuple[str, list[Case], list[Case]]] = []
     for one in datasets:
-        path = Path(one)
-        path = path / "dataset.json" if path.is_dir() else path
+        path = _datalist_of(one)
         content = _read_json(path)
         training = _section_cases(content, path, "training", pattern) if content.get("training") else []
         held_out = _section_cases(content, path, "validation", pattern)
@@ -228,6 +225,11 @@ def _check_images_apart(training: list[Case], name: str, held_out: list[Case], w
             "if they are, give each a `patient` of its own in the datalists",
             *(name, where, _some(patients)),
         )
+
+
+def _datalist_of(dataset: str | Path) -> Path:
+    path = Path(dataset)
+    return path / "dataset.json" if path.is_dir() else path
 
 
 def _some(names: list[str]) -> str:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, Subset
 from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError, PartialFailure
 from boltzformer.inference.masks import check_distinct
-from boltzformer.manifest import DONE, FAILED, FILE_NAME, SKIPPED, Entry, Manifest
+from boltzformer.manifest import DONE, FAILED, FILE_NAME, SKIPPED, STOPPED_BEFORE, Entry, Manifest
 from boltzformer.output_files import check_apart, check_folder, check_target, recorded_writes
 from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.write import is_ours
@@ -24,7 +24,6 @@ from boltzformer.volumes.write import is_ours
 logger = logging.getLogger(__name__)
 
 _STOPPED_IN = "was not finished: the run was stopped in the middle of it"
-_STOPPED_BEFORE = "was not done: the run was stopped before"
 
 
 class CaseByCase:
@@ -73,7 +72,7 @@ class CaseByCase:
                 self._run_one(index, item, len(items))
             except KeyboardInterrupt:
                 for left in items[index + 1 :]:
-                    self._account_for(left, SKIPPED, _STOPPED_BEFORE)
+                    self._account_for(left, SKIPPED, STOPPED_BEFORE)
                 self._write_manifest()
                 raise
         done = len(items) - len(self.failures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -155,7 +156,10 @@ class PromptedSliceInferer(SliceInferer):
         sentences = prompt_sentences(prompts, getattr(network, "default_prompt", None))
         inside = list(spacing_of(inputs))
         places = uneven_places(inputs, self.spatial_dim)
-        neighbours = self.agreement.neighbours(sentences, inside.pop(self.spatial_dim), places)
+        along = inside.pop(self.spatial_dim)
+        if places is not None:  # no one distance holds, and an object may lie in a gap between two looks
+            along = math.nan
+        neighbours = self.agreement.neighbours(sentences, along, places)
         blocks = blocks_of(inside, self.resolution_mm)
         volume = Slices(_plain(inputs)[0, 0].movedim(self.spatial_dim, 0), limits_of(inputs), blocks)
         spacing = (inside[0] * blocks[0], inside[1] * blocks[1])
@@ -165,7 +169,7 @@ class PromptedSliceInferer(SliceInferer):
         with Workers.of(groups_at_once(network)) as workers, self._computing_on(device):
             text = cast(Any, network).encode_text(sentences)
             slices = self._slices_to_compute(volume)
-            for asked in self._passes(slices, self._steps(network, sentences, inputs), found):
+            for asked in self._passes(slices, self._steps(network, sentences, along), found):
                 for chosen, part in self._batches(found, network, text, asked, workers):
                     found.take(chosen, asked[chosen], part)
             found.agree(self.existence, workers)
@@ -204,15 +208,13 @@ class PromptedSliceInferer(SliceInferer):
         """How masks are computed, for the notes beside them."""
         return computation_of(network, self.precision, self.autocast)
 
-    def _steps(self, network: Any, sentences: Sequence[str], inputs: Tensor) -> list[int]:
+    def _steps(self, network: Any, sentences: Sequence[str], spacing_mm: float) -> list[int]:
         """Slices from one first look to the next, for each prompt."""
         inner = _without_canvas(network)
         gated = (self.existence.threshold or 0) >= IMPROBABLE  # what is skipped, the gate would have emptied
         if not gated or not isinstance(inner, HurriedNetwork) or not inner.network.scores_existence:
             return [1] * len(sentences)
-        if uneven_places(inputs, self.spatial_dim) is not None:  # the object may lie in a gap between two looks
-            return [1] * len(sentences)
-        return self.coarse.steps(sentences, spacing_of(inputs)[self.spatial_dim])
+        return self.coarse.steps(sentences, spacing_mm)
 
     def _passes(self, slices: Tensor, steps: Sequence[int], found: Found) -> Iterator[Tensor]:
         """Which prompt is asked for in which slice, bool (D, P): the first looks, then what they leave to search.

@@ -28,6 +28,7 @@ from boltzformer.metrics.measures.size_buckets import (
 from boltzformer.metrics.measures.slices import SliceRule, count_item, slice_row
 from boltzformer.metrics.show.terminal import print_slice_summary
 from boltzformer.metrics.summary.slices import summarise_slices
+from boltzformer.volumes.spacing import is_known
 
 logger = logging.getLogger(__name__)
 
@@ -162,4 +163,5 @@ class SizeBucketDiceHandler(RowHandler):
 
 def _knows_spacing(item: Mapping[str, Any]) -> bool:
     """Whether an item's `spacing` means something, see `SliceDataset`."""
-    return bool(torch.as_tensor(item.get("known_spacing", 0.0)).isfinite().all())
+    known = item.get("known_spacing")
+    return known is None or is_known(*torch.as_tensor(known).tolist())
