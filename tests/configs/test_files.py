@@ -192,6 +192,24 @@ def test_several_processes_go_on_without_a_head_that_learns_nothing(head, weight
     assert parser.get_parsed_content("network#find_unused_parameters") is expected
 
 
+def test_several_processes_wait_for_what_learns_alone():
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / f"{name}.json") for name in ("train", "train_existence", "multi_gpu_train")])
+    parser.update({**SMALL_NETWORK, "network_def#existence": True, "existence_weight": 1.0, "bundle_root": str(BUNDLE)})
+    seen = []
+
+    def wrapped(module, **_):  # as DDP, which asks once, when it is built, which parameters learn
+        seen.extend(name for name, parameter in module.named_parameters() if parameter.requires_grad)
+        return module
+
+    parser["network#_target_"] = wrapped
+    parser["device"] = torch.device("cpu")
+    network = parser.get_parsed_content("network")
+    assert seen
+    assert len(seen) == len(list(network.existence.parameters()))
+    assert all(name.startswith("existence.") for name in seen)
+
+
 @pytest.mark.parametrize("path", NETWORKS, ids=_name)
 def test_network_overlays_build_and_run(path):
     parser = ConfigParser()

@@ -15,6 +15,8 @@ from boltzformer.training.losses import DecodedLoss, TrainingInferer
 from boltzformer.training.parameters import parameter_groups
 from monai.losses import DiceCELoss
 
+from tests.support import small_network
+
 MASK_LOSS = DiceCELoss(sigmoid=True, squared_pred=True)
 
 
@@ -123,3 +125,18 @@ def test_groups_and_a_part_that_learns_alone(network):
     with pytest.raises(InputError, match="no part 'nothing'"):
         parameter_groups(network, 1e-5, "nothing")
     network.requires_grad_(True)
+
+
+@pytest.mark.parametrize("only", ["existence", "image_encoder"])
+def test_masks_stay_where_the_score_learns_alone(only):
+    network = small_network(**{"network_def#existence": True})  # with batch normalisation that follows its batches
+    slices, text = torch.rand(2, 1, 64, 64), ["a", "b"]
+    with torch.no_grad():
+        before = network(slices, text)
+    (groups,) = parameter_groups(network, 1e-5, only)[-1:]
+    network.train()
+    found = network(slices, text, everything=True)
+    (found.existence.sum() + found.logits.sum()).backward()
+    torch.optim.SGD(groups["params"], 1e-3).step()
+    with torch.no_grad():
+        assert torch.equal(network.eval()(slices, text), before) == (only == "existence")

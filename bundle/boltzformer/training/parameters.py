@@ -15,7 +15,8 @@ def parameter_groups(network: Any, encoder_learning_rate: float, only: str | Non
     Args:
         network: a BoltzFormer, not its DDP wrapper.
         encoder_learning_rate: of the image encoder.
-        only: part of the network that learns alone, such as "existence"; the others are frozen. None trains all.
+        only: part of the network that learns alone, such as "existence"; the others are frozen, batch statistics of the
+            image encoder too. None trains all.
 
     Raises:
         InputError: the network has no such part.
@@ -25,6 +26,8 @@ def parameter_groups(network: Any, encoder_learning_rate: float, only: str | Non
             raise InputError(f"train_only: the network has no part {only!r}.")
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(parameter.requires_grad and name.startswith(f"{only}."))
+        if only != "image_encoder":  # running statistics follow each batch, learning or not, and change the masks
+            network.image_encoder.freeze_batch_norm = True
     encoder = [p for p in network.image_encoder.parameters() if p.requires_grad]
     apart = {id(p) for p in encoder}
     rest = [p for p in network.parameters() if p.requires_grad and id(p) not in apart]
