@@ -131,6 +131,26 @@ def test_training_stops_before_a_bad_loss_spoils_the_weights(bad):
     assert network.weight.item() == pytest.approx(0.8)
 
 
+@pytest.mark.parametrize("amp", [False, True])
+def test_a_gradient_that_is_not_finite_makes_no_step(caplog, amp):
+    network = _one_weight()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    trainer = _trainer(_linear_data(4), network, optimizer, [ClipGradients(network.parameters())], accumulation_steps=2)
+    if amp:  # on a CPU a scaler of MONAI's trainer is not enabled, and looks at nothing
+        trainer.scaler = torch.amp.GradScaler("cuda", enabled=False)
+    weights, spoilt = [], Events.ITERATION_STARTED(once=1)
+    trainer.add_event_handler(
+        spoilt, lambda: network.weight.register_hook(lambda grad: grad * (math.inf if not weights else 1))
+    )
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: weights.append(network.weight.item()))
+    trainer.run()
+    assert weights[:3] == [1, 1, 1]
+    assert 0 < weights[3] < 1
+    assert [record.getMessage() for record in caplog.records if "not finite" in record.message] == [
+        "the gradient at epoch 1, step 2 is not finite: the weights stay as they are in this step"
+    ]
+
+
 def test_schedule_warms_up_and_falls_along_a_cosine():
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
     schedule = WarmupCosine(optimizer, warmup_steps=4, total_steps=14, final_share=0.1)

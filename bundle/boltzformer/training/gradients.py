@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 
 from boltzformer.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 
 class ClipGradients:
     """Ignite handler: scales the gradient down to a largest norm before MONAI's trainer steps.
@@ -19,6 +22,9 @@ class ClipGradients:
     (`GradScaler.step` knows and does not unscale again). With `accumulation_steps` only the sum is clipped, and that of
     an epoch's last, shorter group is made the mean that every other step's is: the trainer divides by
     `accumulation_steps` there too. The norm before clipping is left in `engine.state.gradient_norm`.
+
+    A gradient that is not finite, which a finite loss may have, is let go without a step: `GradScaler` does so under
+    AMP, and this class does without it.
 
     Args:
         parameters: the trained parameters.
@@ -47,6 +53,13 @@ class ClipGradients:
                 if parameter.grad is not None:
                     parameter.grad.mul_(short)
         engine.state.gradient_norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        guarded = engine.scaler is not None and engine.scaler.is_enabled()
+        if not guarded and not bool(torch.isfinite(engine.state.gradient_norm)):
+            engine.optimizer.zero_grad()  # to None, which an optimizer passes over
+            logger.warning(
+                "the gradient at epoch %d, step %d is not finite: the weights stay as they are in this step",
+                *(engine.state.epoch, engine.state.iteration),
+            )
 
 
 def steps_now(engine: SupervisedTrainer) -> bool:
