@@ -142,6 +142,43 @@ def test_a_test_list_holds_nothing_that_was_trained_on(write_datalist, tmp_path,
     assert "named in its test list too (7)" in caplog.text
 
 
+def test_all_is_training_and_validation_unsplit(write_datalist, tmp_path, caplog):
+    write_datalist(_decathlon([_item("a")]))  # one patient alone cannot be split
+    assert [case["patient"] for case in load_cases(tmp_path, "all")] == ["a"]
+    write_datalist(_decathlon([_item("a"), _item("b")], validation=[_item("v")]))
+    assert [case["patient"] for case in load_cases(tmp_path, "all")] == ["a", "b", "v"]
+    held_out = _decathlon([], validation=[_item("v")])
+    del held_out["training"]
+    write_datalist(held_out)
+    assert [case["patient"] for case in load_cases(tmp_path, "all")] == ["v"]
+    assert not caplog.text, "no list is set apart"
+    write_datalist(_decathlon([], validation=[]))
+    with pytest.raises(InputError, match="training and validation lists are empty"):
+        load_cases(tmp_path, "all")
+
+
+def test_images_of_one_name_ask_for_their_patients(write_datalist, tmp_path):
+    items = [{"image": f"pt_{i}/ct.nii.gz", "label": f"pt_{i}/seg.nii.gz"} for i in range(3)]
+    write_datalist(_decathlon(items))
+    with pytest.raises(InputError, match=r"all 3 images are called ct\.nii\.gz.*`patient`"):
+        load_cases(tmp_path)
+    write_datalist(_decathlon([{**item, "patient": f"p{i}"} for i, item in enumerate(items)]))
+    assert len(load_cases(tmp_path)) == 2
+
+
+def test_sequences_of_one_label_map_are_one_patients(write_datalist, tmp_path):
+    items = [_item(f"p{i}_{kind}", label=f"labelsTr/p{i}.nii.gz") for i in range(4) for kind in ("t1", "flair")]
+    write_datalist(_decathlon(items))
+    for section in ("training", "validation"):
+        with pytest.raises(InputError, match=r"p0\.nii\.gz is the label map of p0_flair.*p0_t1.*`patient`"):
+            load_cases(tmp_path, section)
+    write_datalist(_decathlon(items[0::2], validation=items[1::2]))
+    with pytest.raises(InputError, match="is the label map of"):
+        load_cases(tmp_path)
+    write_datalist(_decathlon([{**item, "patient": str(i // 2)} for i, item in enumerate(items)]))
+    assert len(load_cases(tmp_path, "validation")) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -64,6 +64,24 @@ def test_a_point_in_the_world_lands_where_it_should(make_case, tmp_path, affine,
     np.testing.assert_allclose(volume.affine, np.asarray(oriented.affine), atol=1e-4)
 
 
+def test_an_image_that_does_not_say_its_sides_is_told_of_once(make_case, tmp_path, caplog):
+    case = make_case()
+    build_cache([case], tmp_path / "cache", progress=False)
+    assert not caplog.text
+    for key in ("image", "label"):
+        file = nib.load(case[key])
+        header = file.header.copy()
+        header["qform_code"] = header["sform_code"] = 0
+        data = np.asanyarray(file.dataobj)
+        blank = nib.Nifti1Image(data, None, header)
+        nib.save(blank, case[key])
+    build_cache([case, {**case, "objects": dict(case["objects"])}], tmp_path / "cache", progress=False)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{case['image']}: the header says no orientation (qform and sform code 0); its axes are taken as running "
+        "left, anterior, superior, so left and right may be wrong"
+    ]
+
+
 def test_areas_equal_a_plain_count(make_case, tmp_path):
     label = np.random.default_rng(2).choice(np.array([0, 1, 3], np.uint8), (12, 10, 6), p=[0.9, 0.06, 0.04])
     (volume,) = build_cache([make_case(label=label, affine=np.eye(4))], tmp_path / "c", progress=False)

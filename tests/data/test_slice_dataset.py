@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -104,6 +106,32 @@ def test_negatives_are_of_annotated_objects_only(dataset, make_case):
     assert seen == {(z, 1) for z in (0, 1, 4, 5)} | {(z, 2) for z in (0, 1, 3, 4, 5)}
     told = dataset([make_case(annotated=[1, 2, 3])], negative_share=0.9, training=True)
     assert {told.locate(index)[2] for index in range(3, len(told))} == {1, 2, 3}
+
+
+def test_what_is_scored_has_a_name_and_a_label_of_its_own(dataset, make_case, tmp_path):
+    case = make_case()
+    twin = {**case, "image": str(tmp_path / "pt_2" / Path(case["image"]).name), "patient": "b"}
+    (tmp_path / "pt_2").mkdir()
+    shutil.copy(case["image"], twin["image"])
+    with pytest.raises(InputError, match="are both a of toy"):
+        dataset([case, twin])
+    assert not (tmp_path / "cache").exists(), "before anything is read"
+    assert len(dataset([case, twin], training=True)) == 6
+    assert len(dataset([case, {**twin, "dataset": "other"}])) == 6
+
+    second = {**case, "label": str(tmp_path / "second.nii.gz")}
+    shutil.copy(case["label"], second["label"])
+    with pytest.raises(InputError, match=r"second\.nii\.gz both answer for 'block' in slice 2"):
+        dataset([case, second])
+    label = nib.load(case["label"])
+    values = np.array(label.dataobj)
+    for file, value in ((case["label"], 1), (second["label"], 2)):
+        only = np.where(values == value, value, 0).astype(np.uint8)
+        nib.save(nib.Nifti1Image(only, label.affine), file)
+    assert len(dataset([case, second])) == 3, "a label map for each object"
+    both = [{**one, "annotated": [1, 2]} for one in (case, second)]
+    with pytest.raises(InputError, match="both answer for"):
+        dataset(both, negative_share=0.9)
 
 
 def test_evaluation_has_the_same_negatives_in_every_epoch(dataset):

@@ -137,6 +137,22 @@ def test_command_counts_a_labelled_test_list(decathlon):
     assert slices() != whole
 
 
+@pytest.mark.parametrize("lists", [("training",), ("validation",), ("test",)])
+def test_command_needs_no_split(decathlon, lists):
+    app = typer.Typer()
+    app.command()(main)
+    file = decathlon / "dataset.json"
+    content = json.loads(file.read_text())
+    item = content["training"][0]
+    file.write_text(
+        json.dumps({**{key: content[key] for key in ("name", "labels")}, **{name: [item] for name in lists}})
+    )
+    done = CliRunner().invoke(app, [str(decathlon)])
+    assert done.exit_code == 0, done.output
+    assert "liver lesion" in done.output
+    assert "split" not in done.output
+
+
 def test_command_with_bad_input(decathlon, tmp_path):
     app = typer.Typer()
     app.command()(main)

@@ -84,8 +84,7 @@ def main(
         values = read_values(setting or [], bundle, overlays)
         values |= {"decodings": decodings} if decodings > 1 else {}
         data = dataset_or_phantoms(None if dataset_dir is None else str(dataset_dir), str(bundle / "runs" / "phantoms"))
-        sections = ("training", "validation") if section == "all" else (section,)
-        found_cases = [case for name in sections for case in load_cases(data, name)][:limit]
+        found_cases = load_cases(data, section)[:limit]
         labelled = told_apart([LabelledCase.from_dict(case) for case in found_cases])
         names = file_names(name for case in found_cases for name in case["objects"].values())
         segmenter = Segmenter.from_bundle(bundle, checkpoint, overlays, **values)

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from boltzformer.apps.console import OUTPUT_DIR, one_line_errors, print_error
-from boltzformer.data.cases import load_cases
+from boltzformer.data.cases import ALL, load_cases
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
 from boltzformer.metrics.files import write_csv, write_json
@@ -22,7 +22,7 @@ from boltzformer.volumes.checks import read_volume
 
 def main(
     dataset_dir: Annotated[Path, typer.Argument(help="Folder with dataset.json, or a datalist JSON.")],
-    section: Annotated[str, typer.Option(help="training, validation, test, or all that are labelled.")] = "all",
+    section: Annotated[str, typer.Option(help="training, validation, test, or all that are labelled.")] = ALL,
     output_dir: Annotated[
         Path | None, typer.Option(*OUTPUT_DIR, help="Folder for statistics.csv and statistics.json.")
     ] = None,
@@ -35,7 +35,7 @@ def main(
     console = Console()
     with one_line_errors():
         figures = {} if published is None else read_published(published)
-        sections = _labelled(dataset_dir) if section == "all" else (section,)
+        sections = _labelled(dataset_dir) if section == ALL else (section,)
         cases = [LabelledCase.from_dict(case) for name in sections for case in load_cases(dataset_dir, name)]
         with console.status("reading") as status:
             found = dataset_statistics(cases, read_volume, axis, progress=lambda name: status.update(f"reading {name}"))
@@ -89,12 +89,13 @@ def add_published(rows: Iterable[dict[str, Any]], figures: Mapping[str, Any]) ->
 
 
 def _labelled(dataset: Path) -> list[str]:
-    """The lists of a dataset whose items have labels; a validation list may also come of a split."""
+    """The sections of a dataset whose items have labels."""
     file = dataset / "dataset.json" if dataset.is_dir() else dataset
     content = read_json(file, "dataset.json")
     test = content.get("test") if isinstance(content, dict) else None
     with_labels = isinstance(test, list) and test and all(isinstance(i, dict) and i.get("label") for i in test)
-    return ["training", "validation", *(["test"] if with_labels else [])]
+    trained = not isinstance(content, dict) or content.get("training") or content.get("validation") or not with_labels
+    return [*([ALL] if trained else []), *(["test"] if with_labels else [])]
 
 
 if __name__ == "__main__":

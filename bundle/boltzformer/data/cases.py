@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from boltzformer.data.datalist import Case, read_item
+from boltzformer.data.datalist import Case, patient_of_name, read_item
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
 
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("training", "validation", "test")
+ALL = "all"
+"""In a section's place: training and validation list together, neither split."""
 _MAX_LISTED = 20
 
 
@@ -39,7 +41,8 @@ def load_cases(
 
     Args:
         dataset: folder or JSON file, or several of them, whose cases are joined.
-        section: "training", "validation" or "test" (whose items may be without a label).
+        section: "training", "validation", "test" (whose items may be without a label), or "all" for the training and
+            the validation list, as far as they are there.
         validation_share: share of patients in [0, 1) to set apart where the dataset has no validation list; 0
             keeps all of them for training.
         seed: of the split.
@@ -55,12 +58,12 @@ def load_cases(
     Raises:
         InputError: a file is missing, the JSON is malformed, the section is empty, patients are shared
             between the training and validation lists, an image of one dataset's training list is in the validation
-            list of another or in the test list, an item is listed twice or its image is its own label, or there are
-            too few patients to split. All missing files come at once. There, one patient's name in both is only told:
-            file names, which stand in for it, may begin anew.
+            list of another or in the test list, an item is listed twice or its image is its own label, images of one
+            label map pass for several patients, or there are too few patients to split. All missing files come at once.
+            Between datasets one patient's name in both is only told: file names, which stand in for it, may begin anew.
     """
-    if section not in SECTIONS:
-        raise InputError(f"section: expected one of {', '.join(SECTIONS)}, found {section!r}.")
+    if section not in (*SECTIONS, ALL):
+        raise InputError(f"section: expected one of {', '.join((*SECTIONS, ALL))}, found {section!r}.")
     if not 0 <= validation_share < 1:
         raise InputError(f"validation_share: expected a number in [0, 1), found {validation_share}.")
     if not isinstance(dataset, (str, Path)):
@@ -72,24 +75,10 @@ def load_cases(
         return joined
     path = _datalist_of(dataset)
     content = _read_json(path)
-    cases = _section_cases(content, path, section, patient_pattern)
-    other = "validation" if section == "training" else "training"
-    if section == "test":
-        if content.get("training"):
-            trained = _section_cases(content, path, "training", patient_pattern, needs_label=False)
-            _check_images_apart(trained, str(path), cases, "its test list", tell=True)
-    elif content.get("validation"):
-        if content.get(other):  # a held-out set may have a `validation` list alone
-            _check_apart(cases, _section_cases(content, path, other, patient_pattern), path)
+    if section == ALL:
+        cases = _all_cases(content, path, patient_pattern)
     else:
-        pool = _section_cases(content, path, "training", patient_pattern)
-        cases = _split(pool, section, validation_share, seed, path)
-        if section == "validation":
-            patients = [len({case["patient"] for case in some}) for some in (cases, pool)]
-            logger.warning(
-                "%s has no `validation` list: %d of %d cases (%d of %d patients, %.0f %% split) are taken for it.",
-                *(path, len(cases), len(pool), *patients, 100 * validation_share),
-            )
+        cases = _cases_of(content, path, section, validation_share, seed, patient_pattern)
     if not cases:
         raise InputError(f"{path}: the {section} list is empty; add items with `image` and `label`.")
     _check_files(cases, path)
@@ -159,6 +148,42 @@ def _section_cases(
     return cases
 
 
+def _cases_of(
+    content: Mapping[str, Any], path: Path, section: str, share: float, seed: int, pattern: str | None
+) -> list[Case]:
+    """The cases of one section, held against the others; the validation list may come of a split."""
+    cases = _section_cases(content, path, section, pattern)
+    other = "validation" if section == "training" else "training"
+    if section == "test":
+        if content.get("training"):
+            trained = _section_cases(content, path, "training", pattern, needs_label=False)
+            _check_images_apart(trained, str(path), cases, "its test list", tell=True)
+    elif content.get("validation"):
+        if content.get(other):  # a held-out set may have a `validation` list alone
+            _check_apart(cases, _section_cases(content, path, other, pattern), path)
+    else:
+        pool = _section_cases(content, path, "training", pattern)
+        _check_labels_apart(pool, path)
+        cases = _split(pool, section, share, seed, path)
+        if section == "validation":
+            patients = [len({case["patient"] for case in some}) for some in (cases, pool)]
+            logger.warning(
+                "%s has no `validation` list: %d of %d cases (%d of %d patients, %.0f %% split) are taken for it.",
+                *(path, len(cases), len(pool), *patients, 100 * share),
+            )
+    return cases
+
+
+def _all_cases(content: Mapping[str, Any], path: Path, pattern: str | None) -> list[Case]:
+    """Training and validation list together; a held-out set may have the second alone."""
+    held_out = _section_cases(content, path, "validation", pattern)
+    training = _section_cases(content, path, "training", pattern) if content.get("training") or not held_out else []
+    _check_apart(training, held_out, path)
+    if not training and not held_out:
+        raise InputError(f"{path}: the training and validation lists are empty; add items with `image` and `label`.")
+    return training + held_out
+
+
 def _split(pool: list[Case], section: str, share: float, seed: int, path: Path) -> list[Case]:
     """Set apart a share of the patients, never a part of one patient's volumes."""
     patients = sorted({case["patient"] for case in pool})
@@ -167,10 +192,15 @@ def _split(pool: list[Case], section: str, share: float, seed: int, path: Path) 
     if share == 0:
         raise InputError(f"{path}: has no `validation` list; add one, or set validation_share above 0.")
     if len(patients) < 2:
-        raise InputError(
-            f"{path}: {len(patients)} patient(s) cannot be split into training and validation; "
-            "add a `validation` list, or set validation_share to 0."
+        name = Path(pool[0]["image"]).name if pool else ""
+        alike = len(pool) > 1 and all(Path(case["image"]).name == name and _goes_by_its_name(case) for case in pool)
+        cure = (
+            f"all {len(pool)} images are called {name}, which stands for the patient: give each item its `patient`"
+            if alike
+            else "add a `validation` list, or take all that is there: `--section all` scores it, `--section training` "
+            "segments it"
         )
+        raise InputError(f"{path}: {len(patients)} patient(s) cannot be split into training and validation; {cure}.")
     count = min(max(round(share * len(patients)), 1), len(patients) - 1)
     order = np.random.default_rng(seed).permutation(len(patients))
     held_out = {patients[i] for i in order[:count]}
@@ -185,6 +215,30 @@ def _check_apart(cases: list[Case], others: list[Case], path: Path) -> None:
             f"({', '.join(shared[:5])}{', ...' if len(shared) > 5 else ''}); keep each patient in one of "
             "them."
         )
+    _check_labels_apart([*cases, *others], path)
+
+
+def _check_labels_apart(cases: list[Case], path: Path) -> None:
+    """Refuse images of one label map, such as the sequences of an MR, that pass for several patients by their names.
+
+    One would be trained on and another scored. A `patient` that an item gives is believed.
+    """
+    images: dict[str, set[str]] = {}
+    for case in cases:
+        if "label" in case and _goes_by_its_name(case):
+            images.setdefault(case["label"], set()).add(case["image"])
+    shared = {label: sorted(some) for label, some in images.items() if len(some) > 1}
+    if shared:
+        label, some = next(iter(shared.items()))
+        raise InputError(
+            f"{path}: {label} is the label map of {_some([Path(image).name for image in some])}, whose names stand for "
+            "different patients, so that one would be trained on and another scored; give each item its `patient`."
+        )
+
+
+def _goes_by_its_name(case: Mapping[str, Any]) -> bool:
+    """Whether the patient is only the image's file name."""
+    return bool(case["patient"] == patient_of_name(case["image"]))
 
 
 def _check_datasets_apart(

@@ -118,11 +118,16 @@ def _patient(item: Mapping[str, Any], image: str, pattern: str | None, where: st
         return str(item["patient"])
     name = Path(image).name
     if pattern is None:
-        return re.sub(r"\.nii(\.gz)?$", "", name)
+        return patient_of_name(image)
     match = re.search(pattern, name)
     if match is None:
         raise InputError(f"{where}: patient_pattern {pattern!r} does not match '{name}'.")
     return match.group(1) if match.groups() else match.group(0)
+
+
+def patient_of_name(image: str) -> str:
+    """Who stands in for the patient where nothing says it: the image's file name without its ending."""
+    return re.sub(r"\.nii(\.gz)?$", "", Path(image).name)
 
 
 def _modality(item: Mapping[str, Any], content: Mapping[str, Any]) -> Any:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from boltzformer.data.cached_volume import CachedVolume
+from boltzformer.data.case_prompts import case_name
+from boltzformer.errors import InputError
 
 
 class NegativePool:
@@ -36,6 +38,54 @@ class NegativePool:
         if value not in volume.values:
             return np.arange(volume.shape[0])
         return np.flatnonzero(volume.areas[volume.values.index(value)] == 0)
+
+
+def check_images_named_apart(cases: Sequence[Mapping[str, Any]]) -> None:
+    """Check that no two images of a dataset share their name and an object: their scores would have one name too.
+
+    Args:
+        cases: complete ones, whose slices are to be scored.
+
+    Raises:
+        InputError: two share both.
+    """
+    seen: dict[tuple[str, str, str], str] = {}
+    for case in cases:
+        for name in case["objects"].values():
+            first = seen.setdefault((case["dataset"], case_name(case), name), case["image"])
+            if first != case["image"]:
+                raise InputError(
+                    f"{first} and {case['image']} are both {case_name(case)} of {case['dataset'] or 'one dataset'}, so "
+                    "their scores cannot be told apart: a case is named by dataset and image file. Give images names "
+                    "of their own (not pt_1/ct.nii.gz and pt_2/ct.nii.gz), datasets too"
+                )
+
+
+def check_labelled_once(
+    cases: Sequence[Mapping[str, Any]], volumes: Sequence[CachedVolume], examples: Iterable[Sequence[int]]
+) -> None:
+    """Check that no object of a slice is to be scored against two label maps; an image may have one for each object.
+
+    Args:
+        cases: complete ones, with images named apart.
+        volumes: of them.
+        examples: (case, slice, label value) of all that is scored.
+
+    Raises:
+        InputError: two label maps of an image answer for an object in a slice, and one of them shows it there.
+    """
+    seen: dict[tuple[str, str, str, int], tuple[int, int]] = {}
+    for number, position, value in examples:
+        case, volume = cases[number], volumes[number]
+        pixels = int(volume.areas[volume.values.index(value), position]) if value in volume.values else 0
+        key = (case["dataset"], case["image"], case["objects"][value], position)
+        first, its_pixels = seen.setdefault(key, (number, pixels))
+        if first != number and (pixels or its_pixels):
+            raise InputError(
+                f"{case['image']}: {cases[first]['label']} and {case['label']} both answer for "
+                f"'{case['objects'][value]}' in slice {position}, so it would be scored against two labels; list an "
+                "image with one label map of an object, and only that object in its `labels` and `annotated`"
+            )
 
 
 def without_objects(volumes: Sequence[CachedVolume]) -> np.ndarray:

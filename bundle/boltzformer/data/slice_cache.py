@@ -22,6 +22,8 @@ from boltzformer.data.folders import folder_lock, new_folder
 from boltzformer.data.windows import intensity_quantiles
 from boltzformer.errors import InputError
 from boltzformer.volumes.checks import check_label_values, check_pair, read_volume
+from boltzformer.volumes.names import NIFTI_SUFFIXES, volume_suffix
+from boltzformer.volumes.nifti_files import open_nibabel, tell_of_sides
 
 CACHE_VERSION = 3  # raise it with whatever changes what is read of a file, or which files are refused
 _MAX_LISTED = 20
@@ -41,7 +43,7 @@ def build_cache(
 
     A case's folder is named after its files' paths, times and sizes, the axis and the cache's version: a changed file
     is read anew, also one whose time of modification was put back. Several processes may build one cache at once; they
-    share the work.
+    share the work. An image that leaves open which side is left brings a warning as it comes into the cache.
 
     Args:
         cases: cases with `image`, `label` and `objects` (see `boltzformer.data.cases.load_cases`).
@@ -139,6 +141,9 @@ def _check_before_work(cases: Sequence[Mapping[str, Any]], total: int, cache_dir
             header, _ = check_pair(case["image"], case["label"])
             needed += int(np.prod(header.shape)) * _BYTES_PER_VOXEL
     _raise_all(problems, total)
+    for image in dict.fromkeys(Path(case["image"]) for case in cases):
+        if volume_suffix(image.name) in NIFTI_SUFFIXES:
+            tell_of_sides(open_nibabel(image), str(image))
     parent = next(folder for folder in (cache_dir, *cache_dir.resolve().parents) if folder.is_dir())
     free = shutil.disk_usage(parent).free
     if needed > free:

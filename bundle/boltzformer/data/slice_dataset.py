@@ -15,7 +15,13 @@ from torch.utils.data import Dataset
 
 from boltzformer.data.cached_volume import CachedVolume
 from boltzformer.data.case_prompts import NO_VALUE, CasePrompts, case_name, complete_case
-from boltzformer.data.examples import NegativePool, positives, without_objects
+from boltzformer.data.examples import (
+    NegativePool,
+    check_images_named_apart,
+    check_labelled_once,
+    positives,
+    without_objects,
+)
 from boltzformer.data.prompts import Prompt
 from boltzformer.data.slice_cache import build_cache
 from boltzformer.data.windows import IntensityWindow, apply_window
@@ -98,7 +104,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
 
     Raises:
         InputError: see `build_cache`; a bad argument; no slice with an object; two objects of a case that
-            share a prompt.
+            share a prompt; not in training, what is scored would go by one name or have two labels.
     """
 
     def __init__(
@@ -149,6 +155,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self.axis = int(axis)
         window = window if isinstance(window, IntensityWindow) else IntensityWindow(window)
         self._prompts = CasePrompts(self.data, self.wordings, (foreign_prompts or ()) if foreign_share else None)
+        if not training:
+            check_images_named_apart(self.data)
         self.volumes: list[CachedVolume] = build_cache(self.data, cache_dir, axis, num_workers, progress)
         self.limits = [_limits(case, v, window) for case, v in zip(self.data, self.volumes, strict=True)]
         self.examples = positives(self.volumes, min_area)
@@ -167,6 +175,7 @@ class SliceDataset(Dataset[dict[str, Any]]):
         if not training:
             rng = np.random.default_rng([self.seed, len(self.examples)])
             self._fixed = np.sort(rng.choice(self._pool.size, self.num_negatives, replace=False))
+            check_labelled_once(self.data, self.volumes, map(self.locate, range(len(self))))
         # shared memory, because persistent workers keep the copy of the dataset that they started with
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
