@@ -9,6 +9,7 @@ import typer
 from boltzformer.apps.calibrate import calibrate, coarse_distances, coarse_mm, main, settings_of, spacings
 from boltzformer.apps.publish import main as publish
 from boltzformer.errors import InputError
+from boltzformer.inference.existence import IMPROBABLE
 from boltzformer.metrics.files import write_csv, write_json
 from boltzformer.recipe import read_recipe
 from boltzformer.recipe_network import record_definition
@@ -89,6 +90,12 @@ def test_numbers_go_into_the_recipe(tmp_path, checkpoint, capsys):
     (tmp_path / "predictions").mkdir()
     for k in range(20):
         save_nifti(tmp_path / "predictions" / f"c{k}.nii.gz", np.zeros((4, 4, 200), np.uint8), np.eye(4))
+    with pytest.raises(typer.Exit):
+        main(tmp_path, checkpoint, None, specificity=0.5)
+    assert "before neighbouring slices were averaged" in capsys.readouterr().err
+    for k in range(20):
+        labels = [{"name": "o", "slice_probability_alone": [row["existence"] for row in _rows(1.5)[k::20]]}]
+        write_json(tmp_path / "predictions" / f"c{k}.json", {"slice_axis": 2, "labels": labels})
     main(tmp_path, checkpoint, None, specificity=0.5)
     assert read_recipe(checkpoint)["coarse"] == {"mm": 0.0, "objects": ["o"]}  # objects come and go at random here
     thresholds = read_recipe(checkpoint)["thresholds"]
@@ -145,6 +152,31 @@ def test_looks_are_as_near_as_half_of_what_loses_nothing():
     assert coarse_mm({4.0: 0, 6.0: 0, 8.0: 3, 10.0: 0}) == 3.0
     emptied = [{**row, "shown": False} for row in _organ(26, 27)]
     assert coarse_distances(emptied, {"c": 1.0})[4.0] == 0, "the gate has emptied what a coarse pass skips"
+
+
+def test_looks_decide_by_a_slices_own_score():
+    """Averaged along z, an object of three slices is known of two slices farther away."""
+    alone = {24: 0.1, 25: 0.3, 26: 0.9, 27: 0.3, 28: 0.1}
+    averaged = {24: 0.25, 25: 0.5, 26: 0.6, 27: 0.5, 28: 0.25}
+    rows = [
+        {**row, "existence": averaged.get(row["slice"], 0.01), "shown": row["slice"] in averaged}
+        for row in _organ(26, 27)
+    ]
+    assert coarse_distances(rows, {"c": 1.0})[4.0] == 0
+    assert coarse_distances([{**row, "alone": alone.get(row["slice"], 0.01)} for row in rows], {"c": 1.0})[4.0] == 10
+
+
+def test_the_gate_knows_that_a_slice_may_rule_an_object_out():
+    rows = _rows(1.0)
+    own = [{**row, "alone": row["existence"] * (0.1 if row["label_pixels"] == 0 else 1)} for row in rows]
+    (numbers, _), (with_own, scored) = calibrate(rows), calibrate(own)
+    assert with_own["temperature"] == numbers["temperature"]
+    assert with_own["auroc"] == numbers["auroc"]
+    assert with_own["specificity"] > numbers["specificity"]
+    assert with_own["volume_dice_gated"] > numbers["volume_dice_gated"]
+    for row in scored:
+        least = min(with_own["threshold"], IMPROBABLE)
+        assert row["shown"] == (row["existence"] >= with_own["threshold"] and row["alone"] >= least)
 
 
 def test_the_distance_of_slices_is_that_of_their_axis(tmp_path):

@@ -112,6 +112,17 @@ def test_sidecar_and_evaluation_know_the_scores(tmp_path, scoring):
     assert folder.existence(["scan"], "liver", 2) == pytest.approx(result.existence[0].tolist(), abs=1e-6)
     assert folder.existence(["scan"], "liver", 0) is None  # slices of another axis
     assert folder.existence(["scan"], "spleen", 2) is None
+    assert "slice_probability_alone" not in entry, "no slice had to agree with another"
+    alike = Segmenter.from_bundle(
+        BUNDLE, tmp_path / "model.pt", [overlay], device="cpu", window="soft_tissue", agreement_mm=3.0
+    )
+    alike.segment(scan, [Prompt("liver in abdominal CT", "liver")]).save(tmp_path / "alike")
+    folder = PredictionFolder(tmp_path / "alike")
+    averaged, alone = (
+        folder.existence(["scan"], "liver", 2, key) for key in ("slice_probability", "slice_probability_alone")
+    )
+    assert alone == pytest.approx(result.existence[0].tolist(), abs=1e-6)
+    assert averaged != alone
 
 
 def test_the_config_writes_the_scores_of_several_prompts(tmp_path, scoring):

@@ -12,10 +12,14 @@ import typer
 from scipy.optimize import minimize_scalar
 
 from boltzformer.apps.console import one_line_errors
+from boltzformer.apps.evaluate_bundle import file_names
 from boltzformer.errors import InputError
+from boltzformer.inference.agreement import weights_of
 from boltzformer.inference.coarse import after_looks, first_looks, step_of
+from boltzformer.inference.existence import IMPROBABLE
 from boltzformer.json_file import read_json
 from boltzformer.metrics.files import read_csv, write_json
+from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.metrics.summary.existence import calibration_error, describe_existence, volume_dice
 from boltzformer.recipe import read_recipe, update_recipe
 
@@ -50,9 +54,14 @@ def main(
                 f"{report}: was made with other weights than {checkpoint}; evaluate these (boltzformer evaluate-bundle "
                 f"--checkpoint {checkpoint} ...), or name those."
             )
+        axis = recipe["input"]["axis"]
+        sized = of_known_spacing(rows)
+        spacing = spacings(report, sized, axis)
+        if sized and told.get("agreement_mm") != 0:
+            add_scores_alone(report, sized, axis, spacing, told.get("agreement_mm") or 0.0)
         numbers, scored = calibrate(rows, float(told["existence_temperature"] or 1.0), specificity)
         in_mm = of_known_spacing(scored)
-        looks = coarse_distances(in_mm, spacings(report, in_mm, recipe["input"]["axis"]))
+        looks = coarse_distances(in_mm, spacing)
         distance = coarse_mm(looks) if in_mm else 0.0
         objects = sorted({row["object"] for row in in_mm or rows})
         agreement_mm = told.get("agreement_mm") if in_mm else None
@@ -111,7 +120,8 @@ def calibrate(
     """Temperature by likelihood, then the threshold by the Dice of whole volumes.
 
     Args:
-        rows: slices of whole volumes, not gated.
+        rows: slices of whole volumes, not gated; `alone` in them is a slice's own score where `existence` is a mean
+            over the slices around.
         old_temperature: that the scores were made with.
         least_specificity: share of the slices without the object that the gate has to leave empty.
 
@@ -120,7 +130,8 @@ def calibrate(
         the best mean Dice over whole volumes; and what they give: `auroc`, `ece` before and after, `specificity`
         (slices without the object that stay empty) and `sensitivity` (slices with it that are kept), and volume Dice
         of positive slices alone, of all slices, and gated; and the rows with calibrated scores, and with `shown`,
-        whether the gate lets a mask through.
+        whether the gate lets a mask through. A slice whose own score rules the object out is emptied, whatever the
+        slices around it say (`inference.existence.IMPROBABLE`).
 
     Raises:
         InputError: all slices hold the object, or none does; or no threshold leaves enough empty.
@@ -131,26 +142,31 @@ def calibrate(
         raise InputError("calibration needs slices with the objects and slices without: evaluate whole volumes")
     clipped = probability.clip(1e-6, 1 - 1e-6)
     logit = np.log(clipped / (1 - clipped)) * old_temperature
+    own = np.array([row.get("alone", row["existence"]) for row in rows], dtype=np.float64).clip(1e-6, 1 - 1e-6)
     sign = np.where(present, 1.0, -1.0)
 
     def loss(temperature: float) -> float:
         return float(np.logaddexp(0, -sign * logit / temperature).mean())
 
     temperature = float(minimize_scalar(loss, bounds=TEMPERATURES, method="bounded").x)
+    calibrated = 1 / (1 + np.exp(-logit / temperature))
+    alone = 1 / (1 + (own / (1 - own)) ** (-old_temperature / temperature))
     scored = [
-        {**row, "existence": float(p)} for row, p in zip(rows, 1 / (1 + np.exp(-logit / temperature)), strict=True)
+        {**row, "existence": float(p), "alone": float(q)} for row, p, q in zip(rows, calibrated, alone, strict=True)
     ]
-    calibrated = np.array([row["existence"] for row in scored])
+    # the gate at any t, as one number: a mask stays if its mean reaches t, and its own score min(t, IMPROBABLE)
+    gate = np.where(alone < IMPROBABLE, np.minimum(calibrated, alone), calibrated)
+    gated = [{**row, "existence": float(p)} for row, p in zip(scored, gate, strict=True)]
     empty = np.array([row["predicted_pixels"] == 0 for row in rows])
-    left_empty = {float(t): float((empty | (calibrated < t))[~present].mean()) for t in THRESHOLDS}
-    dice = {t: volume_dice(scored, t) for t, share in left_empty.items() if share >= least_specificity}
+    left_empty = {float(t): float((empty | (gate < t))[~present].mean()) for t in THRESHOLDS}
+    dice = {t: volume_dice(gated, t) for t, share in left_empty.items() if share >= least_specificity}
     if not dice:
         raise InputError(
             f"no threshold leaves {100 * least_specificity:g} % of the slices without the object empty, at best "
             f"{100 * max(left_empty.values()):.1f} %: ask for less with --specificity, or train the score for longer"
         )
     threshold = max(dice, key=lambda t: dice[t]["gated"])
-    scored = [{**row, "shown": row["existence"] >= threshold} for row in scored]
+    scored = [{**row, "shown": bool(p >= threshold)} for row, p in zip(scored, gate, strict=True)]
     described = describe_existence(scored)
     assert described is not None  # every row has a score
     numbers = {
@@ -162,7 +178,7 @@ def calibrate(
         "ece": described["ece"],
         "specificity_ungated": float(empty[~present].mean()),
         "specificity": left_empty[threshold],
-        "sensitivity": float((calibrated >= threshold)[present].mean()),
+        "sensitivity": float((gate >= threshold)[present].mean()),
         **{f"volume_dice_{name}": value for name, value in dice[threshold].items() if name != "n"},
     }
     return numbers, scored
@@ -195,11 +211,43 @@ def spacings(report: Path, rows: list[dict[str, Any]], axis: int) -> dict[str, f
     return found
 
 
+def add_scores_alone(
+    report: Path, rows: list[dict[str, Any]], axis: int, spacing: dict[str, float], sigma_mm: float
+) -> None:
+    """Put `alone` into rows: a slice's score before it was averaged, by which a coarse pass decides.
+
+    Args:
+        report: folder of an evaluation.
+        rows: its slices.
+        axis: of the slices, in RAS orientation.
+        spacing: of slices in mm, by case.
+        sigma_mm: of the agreement that every prompt was asked for with; 0 where some may not have been.
+
+    Raises:
+        InputError: scores were averaged, and what they were before does not stand beside the predictions.
+    """
+    folder = PredictionFolder(report / "predictions", file_names(row["object"] for row in rows))
+    scores: dict[tuple[str, str], list[float] | None] = {}
+    for row in rows:
+        key = (row["case"], row["object"])
+        if key not in scores:
+            scores[key] = folder.existence([row["case"]], row["object"], axis, "slice_probability_alone")
+        found = scores[key]
+        if found is not None:
+            row["alone"] = found[int(row["slice"])]
+        elif weights_of(sigma_mm, spacing[row["case"]])[1:]:
+            raise InputError(
+                f"{folder.folder / row['case']}.json: does not say what the scores were before neighbouring slices "
+                "were averaged, by which a coarse pass decides; evaluate once more (boltzformer evaluate-bundle)."
+            )
+
+
 def coarse_distances(rows: list[dict[str, Any]], spacing: dict[str, float]) -> dict[float, int]:
     """Pixels of objects that a coarse pass would lose, for each distance of two looks (`inference.coarse`).
 
     Args:
-        rows: slices with calibrated scores, and whether the gate shows their masks.
+        rows: slices with calibrated scores, and whether the gate shows their masks. A look decides by the slice's own
+            score, `alone`: no mean over its neighbours is known then.
         spacing: of slices in mm, by case.
 
     Returns:
@@ -211,7 +259,7 @@ def coarse_distances(rows: list[dict[str, Any]], spacing: dict[str, float]) -> d
     lost = dict.fromkeys(DISTANCES_MM, 0)
     for (case, _), of_object in groups.items():
         ordered = sorted(of_object, key=lambda row: int(row["slice"]))
-        score = torch.tensor([row["existence"] for row in ordered])[:, None]
+        score = torch.tensor([row.get("alone", row["existence"]) for row in ordered])[:, None]
         right = np.array([row["overlap_pixels"] if row["shown"] else 0 for row in ordered])
         slices = torch.arange(len(ordered))
         for distance in DISTANCES_MM:

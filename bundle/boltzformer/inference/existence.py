@@ -15,6 +15,8 @@ from torch import Tensor
 from boltzformer.errors import InputError
 
 EXISTENCE_KEY = "existence"
+EXISTENCE_ALONE_KEY = "existence_alone"
+"""Scores as each slice gave them, where `existence` has means over the slices around."""
 EXISTENCE_AXIS_KEY = "existence_axis"
 IMPROBABLE = 0.2
 """Calibrated probability below which a slice by itself rules an object out, whatever its neighbours say."""
@@ -58,8 +60,9 @@ class ExistenceGate:
 class ExistenceFromMetad(MapTransform):
     """Dictionary transform: the scores that the inferer left in the metadata of `pred` become part of the item.
 
-    They are `existence`, (P, slices) in the order of the RAS volume, and `existence_axis`. It stands before
-    `Invertd`, which gives the prediction the image's metadata.
+    They are `existence`, (P, slices) in the order of the RAS volume, `existence_axis`, and where neighbouring slices
+    had to agree `existence_alone`, as `existence` but of each slice by itself. It stands before `Invertd`, which gives
+    the prediction the image's metadata.
 
     Args:
         keys: the prediction.
@@ -74,7 +77,9 @@ class ExistenceFromMetad(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             if isinstance(item[key], MetaTensor) and EXISTENCE_KEY in item[key].meta:
-                scores = item[key].meta[EXISTENCE_KEY]
-                item[EXISTENCE_KEY] = scores[0] if scores.dim() == 3 else scores  # (1, P, slices) unless taken apart
+                for name in (EXISTENCE_KEY, EXISTENCE_ALONE_KEY):
+                    if name in item[key].meta:
+                        scores = item[key].meta[name]
+                        item[name] = scores[0] if scores.dim() == 3 else scores  # (1, P, slices) unless taken apart
                 item[EXISTENCE_AXIS_KEY] = item[key].meta[EXISTENCE_AXIS_KEY]
         return item

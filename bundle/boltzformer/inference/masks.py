@@ -20,7 +20,7 @@ from torch import Tensor
 
 from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
-from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY
+from boltzformer.inference.existence import EXISTENCE_ALONE_KEY, EXISTENCE_AXIS_KEY, EXISTENCE_KEY
 from boltzformer.output_files import relative_to
 from boltzformer.volumes.spacing import has_spacing
 from boltzformer.volumes.write import Grid, size_text, write_notes
@@ -187,7 +187,7 @@ class SaveMasks:
 
         Args:
             output: with `masks` (P, X, Y, Z), and `pred`, the label map (1, X, Y, Z); for probability maps with
-                `logits` (P, X, Y, Z); perhaps `existence`, (P, slices).
+                `logits` (P, X, Y, Z); perhaps `existence` and `existence_alone`, (P, slices).
             grid: of the volume.
             case: name of the results.
         """
@@ -208,6 +208,9 @@ class SaveMasks:
             listed[-1] |= {"voxels": voxels, "millilitres": grid.millilitres(voxels)}
             if EXISTENCE_KEY in output:
                 listed[-1] |= existence_notes(output[EXISTENCE_KEY][index])
+            if EXISTENCE_ALONE_KEY in output:
+                alone = existence_notes(output[EXISTENCE_ALONE_KEY][index])
+                listed[-1]["slice_probability_alone"] = alone["slice_probability"]
         combined = _plain(output["pred"])[0].cpu().numpy()
         notes: dict[str, Any] = {"image": relative_to(grid.name, self.output_dir), "labels": listed}
         if EXISTENCE_KEY in output:

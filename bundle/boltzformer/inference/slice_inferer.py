@@ -21,7 +21,13 @@ from boltzformer.errors import InputError
 from boltzformer.inference.agreement import Agreement
 from boltzformer.inference.canvas import SeenThrough, on_canvas
 from boltzformer.inference.coarse import CoarsePass, after_looks, first_looks
-from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY, IMPROBABLE, ExistenceGate
+from boltzformer.inference.existence import (
+    EXISTENCE_ALONE_KEY,
+    EXISTENCE_AXIS_KEY,
+    EXISTENCE_KEY,
+    IMPROBABLE,
+    ExistenceGate,
+)
 from boltzformer.inference.memory import measure_peak
 from boltzformer.inference.precision import Precision, check_precision, computation_of, hurried
 from boltzformer.inference.slice_progress import SliceProgress
@@ -144,7 +150,8 @@ class PromptedSliceInferer(SliceInferer):
         Returns:
             Logits (1, P, H, W, D), float16, or their ranks in uint8, on the device of `inputs`; with the input's
             metadata, and under `existence` in it the probability that each object is in each slice, (1, P, slices)
-            float32, where the network scores it.
+            float32, where the network scores it; under `existence_alone` the same as each slice gave it, where
+            `existence` has means over the slices around.
 
         Raises:
             InputError: a volume of another shape or outside [0, 1], or a prompt that is empty or no text.
@@ -177,8 +184,9 @@ class PromptedSliceInferer(SliceInferer):
         # with the input's metadata, which `Invertd` asks for
         result = convert_to_dst_type(result, inputs, dtype=result.dtype)[0]
         if found.scored and isinstance(result, MetaTensor):
-            scores = self.existence.probability(found.existence)
-            result.meta[EXISTENCE_KEY] = scores.T[None].contiguous()  # a batch of one: an engine takes it apart
+            for name, logits in ((EXISTENCE_KEY, found.existence), (EXISTENCE_ALONE_KEY, found.alone)):
+                if logits is not None:  # a batch of one: an engine takes it apart
+                    result.meta[name] = self.existence.probability(logits).T[None].contiguous()
             result.meta[EXISTENCE_AXIS_KEY] = self.spatial_dim
         return result
 

@@ -146,6 +146,7 @@ class Found:
         existence: logits that the object is there, (D, P) float32; -inf where they were not computed.
         neighbours: hold masks until `agree`; None where every slice stands for itself.
         scored: whether the network scores it.
+        alone: `existence` as it was before `agree`; None where every slice stands for itself.
     """
 
     volume: Slices
@@ -153,6 +154,7 @@ class Found:
     existence: Tensor
     neighbours: Neighbours | None = None
     scored: bool = False
+    alone: Tensor | None = None
 
     @classmethod
     def nothing(
@@ -208,6 +210,7 @@ class Found:
         if held is None:
             return
         if self.scored:
+            self.alone = self.existence
             self.existence = held.mean_existence(self.existence)
             held.restrict(gate.keeps(self.existence))
         held.average()

@@ -103,13 +103,16 @@ class PredictionFolder:
             f"{case}_{slug}.nii.gz and, where {case} has no folder, {case}.nii.gz"
         )
 
-    def existence(self, names: Sequence[str], object_name: str, axis: int) -> list[float] | None:
+    def existence(
+        self, names: Sequence[str], object_name: str, axis: int, key: str = "slice_probability"
+    ) -> list[float] | None:
         """Probability that an object is in each slice, from the sidecar that this bundle's inference writes.
 
         Args:
             names: what the case may be called.
             object_name: the object.
             axis: of the slices, in RAS orientation.
+            key: of the sidecar; `slice_probability_alone` are the scores before neighbouring slices had to agree.
 
         Returns:
             one for each slice; None where there is no sidecar, no score in it, or one of slices along another axis.
@@ -125,8 +128,8 @@ class PredictionFolder:
             if not isinstance(notes, dict) or notes.get("slice_axis") != axis:
                 continue
             for entry in notes.get("labels", []):
-                if _key(str(entry.get("name", ""))) == own and entry.get("slice_probability"):
-                    return [float(p) for p in entry["slice_probability"]]
+                if _key(str(entry.get("name", ""))) == own and entry.get(key):
+                    return [float(p) for p in entry[key]]
         return None
 
     def _file(self, stem: str) -> Path | None:
