@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import torch
 from boltzformer.errors import InputError
 from boltzformer.inference.load import LoadVolumed
-from boltzformer.volumes.dicom import find_series, has_dicom
+from boltzformer.volumes.dicom import find_series, has_dicom, series_of, survey_tree
 from boltzformer.volumes.dicom_pixels import read_series
 from boltzformer.volumes.spacing import uneven_places
 from monai.data import DataLoader, Dataset
@@ -156,6 +156,13 @@ def test_two_slices_at_one_place(tmp_path, array):
     write_series(tmp_path, array, offsets={2: -3.0})
     with pytest.raises(InputError, match="at the same position"):
         find_series(tmp_path)
+
+
+def test_one_slice_that_was_copied_twice(tmp_path, array):
+    write_series(tmp_path / "series", array)
+    shutil.copytree(tmp_path / "series", tmp_path / "series" / "copy")
+    with pytest.raises(InputError, match=r"I000 and copy/I000 are the same image"):
+        series_of(survey_tree(tmp_path / "series"), tmp_path / "series")
 
 
 def test_two_series(tmp_path, array):

@@ -17,6 +17,7 @@ import SimpleITK as sitk
 from boltzformer.errors import InputError
 from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.dicom_seg import make_dicom_seg
+from boltzformer.volumes.rtstruct import make_rtstruct
 from boltzformer.volumes.segment_codes import _table, find_code
 from boltzformer.volumes.segmented import SegmentedVolume
 from pydicom.sr import _concepts_dict
@@ -122,6 +123,48 @@ def test_repairs_what_is_written_and_leaves_the_source_alone(tmp_path):
     assert seg.SegmentSequence[0].SegmentLabel == "Läsion in Kopf CT"
 
 
+@pytest.mark.parametrize(
+    ("stated", "count", "expected"), [(None, 4, 3.0), ("", 4, 3.0), (0, 4, 3.0), (None, 1, 1.0), (2.5, 4, 2.5)]
+)
+def test_slices_that_state_no_thickness_are_taken_to_touch(tmp_path, stated, count, expected):
+    tags = {"without": ["SliceThickness"]} if stated is None else {"SliceThickness": stated}
+    files = write_small_series(tmp_path / "series", straight(count), **tags)
+    masks = np.ones((1, 20, 24, count), np.uint8)
+    seg = make_dicom_seg(segmented(files, masks, PROMPTS[:1]))
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SliceThickness == expected
+
+
+def test_slices_not_quite_even_without_thickness_get_their_mean_distance(tmp_path):
+    positions = straight(4)
+    positions[3, 2] += 0.06
+    files = write_small_series(tmp_path / "series", positions, without=["SliceThickness"])
+    seg = make_dicom_seg(segmented(files, np.ones((1, 20, 24, 4), np.uint8), PROMPTS[:1]))
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert float(measures.SliceThickness) == pytest.approx(3.02)
+    assert "SpacingBetweenSlices" not in measures
+
+
+@pytest.mark.parametrize("make", [make_dicom_seg, make_rtstruct])
+def test_numbers_that_are_none_are_left_out(tmp_path, make):
+    files = write_small_series(tmp_path / "series", straight(3))
+    for file in files:
+        image = pydicom.dcmread(file)
+        for name in ("SliceThickness", "SeriesNumber"):
+            image[name] = pydicom.DataElement(name, "LO", "thin")
+        image.save_as(file)
+    assert make(segmented(files, random_masks((1, 20, 24, 3)), PROMPTS[:1])).SeriesNumber in (1000, 1001)
+
+
+@pytest.mark.parametrize("make", [make_dicom_seg, make_rtstruct])
+def test_a_patient_id_with_a_backslash_stays_as_it_is(tmp_path, make):
+    tags = {"PatientID": "17\\B", "ReferringPhysicianName": "Roe^Jim\\Poe^Ann"}
+    files = write_small_series(tmp_path / "series", straight(3), **tags)
+    make(segmented(files, random_masks((1, 20, 24, 3)), PROMPTS[:1])).save_as(tmp_path / "made.dcm")
+    made = pydicom.dcmread(tmp_path / "made.dcm")
+    assert {name: "\\".join(map(str, made[name].value)) for name in tags} == tags
+
+
 def test_nothing_private_in_the_object_or_in_a_warning(tmp_path):
     files = write_small_series(tmp_path / "series", straight(3), PatientName="Doe")
     with warnings.catch_warnings(record=True) as said:
@@ -157,6 +200,16 @@ def test_what_cannot_be_referred_to_is_refused(tmp_path):
     lacking = write_small_series(tmp_path / "lacking", straight(3), without=["StudyInstanceUID"])
     with pytest.raises(InputError, match="has no StudyInstanceUID"):
         make_dicom_seg(segmented(lacking, masks, ["nodule"]))
+    twice = write_small_series(tmp_path / "twice", straight(3), SOPInstanceUID="1.2.3")
+    with pytest.raises(InputError, match=r"I001: has the SOPInstanceUID of .*I000"):
+        make_dicom_seg(segmented(twice, masks, ["nodule"]))
+    moved = write_small_series(tmp_path / "moved", straight(3))
+    image = pydicom.dcmread(moved[2])
+    image.FrameOfReferenceUID = "1.2.3"
+    image.save_as(moved[2])
+    for make in (make_dicom_seg, make_rtstruct):  # a structure set had named the first frame for all
+        with pytest.raises(InputError, match="differs in FrameOfReferenceUID"):
+            make(segmented(moved, masks, ["nodule"]))
     private = write_small_series(tmp_path / "private", straight(3), SOPClassUID="1.2.840.99.1")
     made = segmented(files, masks, ["nodule"])
     object.__setattr__(made.volume.series, "files", private)

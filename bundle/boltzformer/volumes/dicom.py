@@ -182,11 +182,16 @@ def _in_order(headers: dict[Path, Dataset], folder: Path) -> tuple[tuple[Path, .
     heights = (positions @ normal)[order]
     for k in range(1, len(order)):
         if heights[k] - heights[k - 1] < 1e-3:
-            raise InputError(
-                f"{folder}: {files[order[k - 1]].name} and {files[order[k]].name} lie at the same position; keep one "
-                "phase or echo in the folder."
-            )
+            raise _two_at_one_place(files[order[k - 1]], files[order[k]], headers, folder)
     return tuple(files[k] for k in order), positions[order]
+
+
+def _two_at_one_place(one: Path, other: Path, headers: dict[Path, Dataset], folder: Path) -> InputError:
+    first, second = (str(headers[file].get("SOPInstanceUID", "") or "") for file in (one, other))
+    names = " and ".join(str(file.relative_to(folder)) for file in (one, other))  # copies may lie in two folders
+    if first and first == second:
+        return InputError(f"{folder}: {names} are the same image (SOPInstanceUID); keep one copy of each.")
+    return InputError(f"{folder}: {names} lie at the same position; keep one phase or echo in the folder.")
 
 
 def _axes(header: Dataset, file: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -58,6 +59,9 @@ def make_dicom_seg(volume: SegmentedVolume) -> Dataset:
 
 def _segmentation(volume: SegmentedVolume, headers: list[Dataset]) -> hd.seg.Segmentation:
     first = headers[0]
+    measures = _pixel_measures(headers)
+    for header in headers:  # highdicom asks each image for it, which may hold none (type 2)
+        header.SliceThickness = measures[0].SliceThickness
     return hd.seg.Segmentation(
         source_images=headers,
         pixel_array=np.ascontiguousarray(volume.masks.transpose(3, 2, 1, 0)),  # slice, row, column, segment
@@ -74,7 +78,7 @@ def _segmentation(volume: SegmentedVolume, headers: list[Dataset]) -> hd.seg.Seg
         content_label="SEGMENTATION",
         content_description="Automatic segmentation from text prompts",
         series_description="BoltzFormer segmentation",
-        pixel_measures=_pixel_measures(headers),
+        pixel_measures=measures,
         plane_orientation=hd.PlaneOrientationSequence(
             hd.CoordinateSystemNames.PATIENT, [float(value) for value in first.ImageOrientationPatient]
         ),
@@ -125,11 +129,11 @@ def describe_segments(segments: Sequence[Segment], algorithm: Algorithm) -> list
 
 def _pixel_measures(headers: Sequence[Dataset]) -> hd.PixelMeasuresSequence:
     spacing = even_spacing(headers)
-    thickness = headers[0].get("SliceThickness")
+    thickness = float(headers[0].get("SliceThickness", 0))
     return hd.PixelMeasuresSequence(
         pixel_spacing=[float(value) for value in headers[0].PixelSpacing],
         # required (type 1C); where the source does not say it, slices are taken to touch
-        slice_thickness=float(thickness) if thickness else spacing or 1.0,
+        slice_thickness=thickness if thickness > 0 else even_spacing(headers, math.inf) or 1.0,
         spacing_between_slices=spacing,
     )
 

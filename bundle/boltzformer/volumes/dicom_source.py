@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
 from pydicom.uid import UID, generate_uid
 
 from boltzformer.errors import InputError
+from boltzformer.volumes.dicom_headers import read_numbers
 from boltzformer.volumes.segmented import SegmentedVolume
 
 IDENTIFYING = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
@@ -38,7 +41,8 @@ def read_source_headers(files: Sequence[Path]) -> list[Dataset]:
 
     Kept are the identifiers, the place in space, and the attributes of patient and study that the standard wants in
     every object (type 1 and 2). Nothing else is: no private element, no name of an institution, no comment. A missing
-    or malformed type 2 value becomes empty, and text is kept as Unicode; the files themselves are only read.
+    or malformed type 2 value becomes empty, a thickness or series number that is no number is left out, and text is
+    kept as Unicode; the files themselves are only read.
 
     Args:
         files: the series' files, one image each.
@@ -47,17 +51,24 @@ def read_source_headers(files: Sequence[Path]) -> list[Dataset]:
         one header for each file, in the same order.
 
     Raises:
-        InputError: a file cannot be read or lacks an identifier or its place in space; the files are of several series
-            or of different sizes.
+        InputError: a file cannot be read or lacks an identifier or its place in space; the files are of several series,
+            frames of reference or sizes, or two of them are one image by their identifier.
     """
     headers = [_read_header(Path(file)) for file in files]
     if not headers:
         raise InputError("no DICOM file was given as the source of the segmentation.")
     first = headers[0]
+    seen: dict[str, Path] = {}
     for file, header in zip(files, headers, strict=True):
-        for name in ("StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns"):
+        for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows", "Columns"):
             if header[name].value != first[name].value:
                 raise InputError(f"{file}: differs in {name} from {files[0]}; give the files of one series.")
+        other = seen.setdefault(str(header.SOPInstanceUID), file)
+        if other != file:  # a viewer would draw the masks of both on one of them
+            raise InputError(
+                f"{file}: has the SOPInstanceUID of {other}, by which a segmentation refers to its image; export the "
+                "series again."
+            )
     return headers
 
 
@@ -126,13 +137,15 @@ def _read_header(file: Path) -> Dataset:
         entropy_srcs=["frame of reference", str(UID(read.SeriesInstanceUID))]
     )
     for name in ("SliceThickness", "SeriesNumber"):
-        if read.get(name) not in (None, ""):
-            setattr(kept, name, read[name].value)
+        with suppress(InputError):  # absent, or no number: an object can do without
+            number = read_numbers(read, name, 1, file)[0]
+            setattr(kept, name, int(number) if name == "SeriesNumber" else number)
     return kept
 
 
 def _repaired(header: Dataset, name: str) -> str:
     value = header.get(name)
-    text = "" if value is None else str(value).strip()
+    parts = value if isinstance(value, MultiValue) else [value]  # a backslash in the source, also where none may be
+    text = "" if value is None else "\\".join(map(str, parts)).strip()
     form = _FORMS.get(name) or (_FORMS.get(header[name].VR) if name in header else None)
     return "" if form is not None and not form.fullmatch(text) else text
