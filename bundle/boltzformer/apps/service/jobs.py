@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
-import re
 import secrets
 import shutil
 import tempfile
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from boltzformer.apps.service.limits import Limits
+from boltzformer.apps.service.scratch import Scratch, sweep
 from boltzformer.apps.service.uploads import Upload
 from boltzformer.data.prompts import Prompt
 from boltzformer.error_report import find_input_error
@@ -25,7 +24,6 @@ from boltzformer.errors import InputError
 logger = logging.getLogger(__name__)
 
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
-_FOLDER = "boltzformer-serve-"
 _CLEANING_SECONDS = 20.0
 
 
@@ -120,7 +118,7 @@ class Jobs:
         self._jobs: dict[str, Job] = {}
         self._line: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._count = 0
-        self.root = Path()
+        self._scratch: Scratch | None = None
         self._stopping = threading.Event()
         self._worker = threading.Thread(target=self._run, name="segmentation", daemon=True)
         # of its own: a job may take longer than the results before it may be kept
@@ -128,8 +126,8 @@ class Jobs:
 
     def start(self) -> None:
         """Make the folder for requests, which only this user can read, and start the worker."""
-        _sweep()
-        self.root = _new_root()
+        sweep()
+        self._scratch = Scratch.make()
         self._worker.start()
         self._cleaner.start()
 
@@ -141,7 +139,13 @@ class Jobs:
                 job.cancelled = True
         self._line.put(None)
         self._worker.join(timeout=60)
-        shutil.rmtree(self.root, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.delete()
+
+    @property
+    def root(self) -> Path | None:
+        """The folder for requests, between start and stop."""
+        return None if self._scratch is None else self._scratch.folder
 
     def reserve(self) -> Path:
         """Take a place, before the request's body is read.
@@ -167,9 +171,11 @@ class Jobs:
 
     def _new_folder(self) -> Path:
         with self._lock:
-            if not self.root.is_dir():  # what cleans the system's temporary folder takes those that were long unused
-                self.root = _new_root()
-        return Path(tempfile.mkdtemp(dir=self.root))
+            if self._scratch is None or not self._scratch.folder.is_dir():
+                # what cleans the system's temporary folder takes those that were long unused
+                self._scratch = Scratch.make()
+            root = self._scratch.folder
+        return Path(tempfile.mkdtemp(dir=root))
 
     def give_back(self, folder: Path) -> None:
         """Free a place whose request came to nothing."""
@@ -279,21 +285,3 @@ def where(error: BaseException) -> str:
         place = f"{Path(code.co_filename).name}, line {trace.tb_lineno}, in {code.co_name}"
         trace = trace.tb_next
     return f"{type(error).__name__} at {place}"
-
-
-def _new_root() -> Path:
-    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
-
-
-def _sweep() -> None:
-    """Delete what a killed service of this user left behind."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        match = re.match(rf"{_FOLDER}(\d+)-", folder.name)
-        if match is None or not hasattr(os, "getuid") or folder.lstat().st_uid != os.getuid():
-            continue
-        try:
-            os.kill(int(match[1]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except (OSError, OverflowError):
-            continue
