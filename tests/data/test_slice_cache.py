@@ -171,6 +171,7 @@ def _bad_cases(make_case) -> dict[str, dict]:
         "unknown": make_case("unknown", label=unknown),
         "nan": make_case("nan", image=nan),
         "fraction": make_case("fraction", label=label * np.float32(0.5)),
+        "scaled": make_case("scaled", label=label * np.float32(0.9999999)),
         "negative": make_case("negative", label=-label.astype(np.int16)),
     }
     os.remove(cases["missing"]["image"])
@@ -189,8 +190,9 @@ def _bad_cases(make_case) -> dict[str, dict]:
         ("geometry", "label", "mm away"),
         ("unknown", "label", "9 not listed"),
         ("nan", "image", "NaN"),
-        ("fraction", "label", "whole numbers"),
-        ("negative", "label", "whole numbers"),
+        ("fraction", "label", "whole numbers in 0 ... 65535, found 0.5"),
+        ("scaled", "label", "whole numbers in 0 ... 65535, found 0.9999999"),
+        ("negative", "label", "whole numbers in 0 ... 65535, found -"),
     ],
 )
 def test_each_kind_of_bad_file_is_named(make_case, tmp_path, kind, key, message):

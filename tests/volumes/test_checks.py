@@ -118,6 +118,28 @@ def test_pair_of_two_shapes(write_nifti):
         check_pair(write_nifti("a.nii.gz", ARRAY), write_nifti("b.nii.gz", ARRAY[1:]))
 
 
+@pytest.mark.parametrize("axcodes", ["LAS", "RPI", "SRA"])
+def test_a_label_that_is_only_stored_in_another_direction_is_not_to_get_the_images_affine(write_nifti, axcodes):
+    affine = np.diag([0.7, 0.8, 3.0, 1.0])
+    image = write_nifti("a.nii.gz", ARRAY, affine)
+    turn = nib.orientations.axcodes2ornt(axcodes)
+    turned = nib.Nifti1Image(ARRAY, affine).as_reoriented(
+        nib.orientations.ornt_transform(np.c_[range(3), [1] * 3], turn)
+    )
+    label = write_nifti("b.nii.gz", np.asarray(turned.dataobj), turned.affine)
+    with pytest.raises(InputError, match="stored in another order or direction") as error:
+        check_pair(image, label)
+    assert "copy the image's affine" not in str(error.value)
+    wrong = turned.affine + np.array([[0, 0, 0, 5.0], *[[0] * 4] * 3])
+    with pytest.raises(InputError, match=r"mm away|its shape"):
+        check_pair(image, write_nifti("c.nii.gz", np.asarray(turned.dataobj), wrong))
+
+
+def test_a_single_slice_is_told_what_it_lacks(write_nifti):
+    with pytest.raises(InputError, match="third axis of length 1"):
+        check_volume(write_nifti("a.nii.gz", ARRAY[:, :, 0]))
+
+
 def test_voxels_and_label_values(write_nifti):
     array = ARRAY.astype(np.float32)
     check_voxels(array, "f")

@@ -231,10 +231,10 @@ def _compact_label(label: np.ndarray, path: str) -> np.ndarray:
     low, high = label.min(), label.max()
     whole = label.astype(np.uint8 if high < 256 else np.uint16) if low >= 0 and high < 65536 else None
     if whole is None or (label.dtype.kind == "f" and not np.array_equal(whole, label)):
+        odd = label[whole != label][0] if whole is not None else low if low < 0 else high
         raise InputError(
-            f"{path}: a label map must hold whole numbers in 0 ... 65535, found values from {low:g} to "
-            f"{high:g}; "
-            "save it as integers (a resampled label needs nearest neighbour)."
+            f"{path}: a label map must hold whole numbers in 0 ... 65535, found {odd!s}; save it as integers (a "
+            "resampled label needs nearest neighbour, a map of probabilities a threshold)."
         )
     return whole
 

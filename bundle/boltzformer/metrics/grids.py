@@ -73,7 +73,7 @@ def whole_values(array: np.ndarray, path: Path) -> list[int]:
     fractions = values[values != np.round(values)]
     if fractions.size:
         raise InputError(
-            f"{path}: a mask has whole numbers, but this has values such as {fractions[0]:g}: threshold probabilities "
+            f"{path}: a mask has whole numbers, but this has values such as {fractions[0]!s}: threshold probabilities "
             "first"
         )
     return [int(v) for v in values]

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from boltzformer.errors import InputError
-from boltzformer.volumes.grids import GRID_TOLERANCE, corner_distance
+from boltzformer.volumes.grids import GRID_TOLERANCE, corner_distance, is_same_grid
 from boltzformer.volumes.itk_files import image_geometry, open_itk, pixel_type, read_itk
 from boltzformer.volumes.names import ITK_SUFFIXES, volume_suffix
 from boltzformer.volumes.nifti_files import check_length, check_present, image_affine, open_nibabel, read_nibabel
@@ -66,7 +66,9 @@ def check_volume(path: str | Path) -> VolumeHeader:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) != 3:
-        what = "holds several volumes; save the one to use as a file of its own" if len(shape) > 3 else "is no volume"
+        several = "holds several volumes; save the one to use as a file of its own"
+        flat = "is one slice; save it with a third axis of length 1" if len(shape) == 2 else "is no volume"
+        what = several if len(shape) > 3 else flat
         raise InputError(f"{path}: expected 3 dimensions but found {len(shape)} {shape}: it {what}.")
     dtype = np.dtype(image.get_data_dtype())
     if dtype.kind not in "iuf":
@@ -94,24 +96,42 @@ def check_pair(image: str | Path, label: str | Path) -> tuple[VolumeHeader, Volu
         the headers of both.
 
     Raises:
-        InputError: either file fails `check_volume`, the shapes differ, or a corner of the label's grid is
-            more than a tenth of a voxel away from the image's.
+        InputError: either file fails `check_volume`, the shapes or the order of the axes differ, or a corner of the
+            label's grid is more than a tenth of a voxel away from the image's.
     """
     first, second = check_volume(image), check_volume(label)
-    if first.shape != second.shape:
+    same_shape = first.shape == second.shape
+    distance = corner_distance(first.shape, first.affine, second.affine) if same_shape else np.inf
+    if distance <= GRID_TOLERANCE * min(first.spacing):
+        return first, second
+    if _is_turned(first, second):
+        raise InputError(
+            f"{label}: lies where {image} does, but its axes are stored in another order or direction; reorient it to "
+            "the image's axes (a copied affine would mirror it)."
+        )
+    if not same_shape:
         raise InputError(
             f"{label}: its shape {second.shape} differs from {first.shape} of {image}; "
             "resample the label to the image's grid (nearest neighbour)."
         )
-    distance = corner_distance(first.shape, first.affine, second.affine)
-    if distance > GRID_TOLERANCE * min(first.spacing):
-        raise InputError(
-            f"{label}: its grid is up to {distance:.3g} mm away from that of {image} (origin, spacing or "
-            "orientation "
-            "differ); resample the label to the image's grid, or copy the image's affine if only the header "
-            "is wrong."
-        )
-    return first, second
+    raise InputError(
+        f"{label}: its grid is up to {distance:.3g} mm away from that of {image} (origin, spacing or orientation "
+        "differ); resample the label to the image's grid, or copy the image's affine if only the header is wrong."
+    )
+
+
+def _is_turned(first: VolumeHeader, second: VolumeHeader) -> bool:
+    """Whether two volumes are on one grid only once their axes are brought into one order and direction."""
+    (shape, affine), (other, its_affine) = (_turned(one) for one in (first, second))
+    return shape == other and is_same_grid(shape, affine, its_affine)
+
+
+def _turned(header: VolumeHeader) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a volume that is turned to RAS."""
+    orientation = nib.io_orientation(header.affine)
+    shape = np.empty(3, dtype=int)
+    shape[orientation[:, 0].astype(int)] = header.shape
+    return tuple(shape.tolist()), header.affine @ nib.orientations.inv_ornt_aff(orientation, header.shape)
 
 
 def check_voxels(array: np.ndarray, path: str | Path) -> None:

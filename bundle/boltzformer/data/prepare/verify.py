@@ -35,7 +35,8 @@ def verify_pair(image: Path, label: Path, values: Iterable[int]) -> dict[str, An
     found = np.unique(array)
     whole = np.rint(found).astype(np.int64)
     if not np.array_equal(whole, found):
-        raise InputError(f"{label}: holds values that are no whole numbers; it is no label map.")
+        odd = found[whole != found][0]
+        raise InputError(f"{label}: holds values that are no whole numbers, such as {odd!s}; it is no label map.")
     present = [int(value) for value in whole if value]
     check_label_values(present, values, label)
     array, _ = read_volume(image)
