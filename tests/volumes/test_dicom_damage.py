@@ -215,3 +215,42 @@ def test_an_attribute_that_cannot_be_decoded_is_one_error_where_it_matters(serie
         assert survey_volumes(series.folder).cases
     else:
         assert len(find_series(series.folder).files) == len(series.files)
+
+
+_PHOENIX = "1.3.12.2.1107.5.9.1"  # Siemens' class of objects that are no image, such as PhoenixZIPReport
+
+
+def _as_report(file):
+    data = pydicom.dcmread(file)
+    data.file_meta.MediaStorageSOPClassUID = _PHOENIX
+    data.save_as(file)
+    gone = dict.fromkeys(["Rows", "Columns", "PixelData", "ImagePositionPatient", "BitsAllocated"])
+    _change(file, SOPClassUID=_PHOENIX, SeriesInstanceUID=pydicom.uid.generate_uid(), **gone)
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_makers_own_object_that_is_no_image_damages_no_series(series, beside):
+    """Exports of Siemens' MR scanners hold one, in one folder with the slices or in its own."""
+    folder = series.folder if beside else series.folder / "report"
+    folder.mkdir(exist_ok=True)
+    file = folder / "I998"
+    file.write_bytes(series.files[0].read_bytes())
+    _as_report(file)
+    found = survey_volumes(series.folder)
+    assert found.skipped == {str(file): f"is no image (an object of the private class {_PHOENIX})"}
+    assert [case["series_uid"] for case in found.cases] == [series.uid]
+    assert find_series(series.folder, uid=series.uid).files == series.files
+
+
+def test_a_damaged_slice_of_a_makers_own_class_is_not_dropped(series):
+    for file in series.files:
+        data = pydicom.dcmread(file)
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = "1.3.46.670589.11.0.0.12.9"
+        data.save_as(file)
+    _change(series.files[-1], Rows=None)
+    with pytest.raises(InputError, match="1 of 5 slices are damaged"):
+        find_series(series.folder)
+    # a class that the object and its file say in two ways is damage itself
+    _change(series.files[-1], SOPClassUID="1.2.8")
+    with pytest.raises(InputError, match="1 of 5 slices are damaged"):
+        find_series(series.folder)

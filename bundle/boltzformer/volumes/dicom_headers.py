@@ -47,7 +47,9 @@ def survey_folder(folder: Path) -> FolderContents:
     """Look at every file directly in a folder.
 
     A file that is no readable DICOM counts as a damaged slice where it is named like the folder's images (numbers
-    apart) or ends in `.dcm`, and where it is empty or nothing but zeros beside images of the same ending.
+    apart) or ends in `.dcm`, and where it is empty or nothing but zeros beside images of the same ending. An object of
+    a maker's own class without Rows and Columns (Siemens' PhoenixZIPReport) is no slice, except beside images of that
+    class.
 
     Args:
         folder: not searched any deeper; hidden files are left out.
@@ -57,10 +59,12 @@ def survey_folder(folder: Path) -> FolderContents:
     """
     contents = FolderContents()
     doubtful: dict[Path, str] = {}
+    private: dict[Path, Dataset] = {}
     for file in sorted(Path(folder).iterdir()):
         if file.name.startswith(".") or file.is_dir():
             continue
-        _sort_in(file, contents, doubtful)
+        _sort_in(file, contents, doubtful, private)
+    _sort_in_private(private, contents)
     patterns = {_pattern(file) for file in contents.images}
     endings = {_ending(file) for file in contents.images}
     for file, reason in doubtful.items():
@@ -84,9 +88,10 @@ def merge(parts: Iterable[FolderContents]) -> FolderContents:
 
 
 _NO_DICOM = "is no DICOM file"
+_NO_SIZE = "has no Rows and Columns, so it is cut or damaged"
 
 
-def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str]) -> None:
+def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str], private: dict[Path, Dataset]) -> None:
     if not file.exists():
         doubtful[file] = "is a link to a file that is not there"
         return
@@ -95,7 +100,7 @@ def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str]) ->
         return
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_TAGS))
-        kind = str(header.get("SOPClassUID", "") or header.file_meta.get("MediaStorageSOPClassUID", "") or "")
+        kind = _classes(header)[0]
         uid = str(header.get("SeriesInstanceUID", "") or "")
         has_size = "Rows" in header and "Columns" in header
     except (InvalidDicomError, EOFError):
@@ -114,9 +119,35 @@ def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str]) ->
         contents.images[file] = header
     elif kind and name != kind and "Image Storage" not in name:
         contents.others[file] = f"is no image ({name})"
+    elif _is_private(header):
+        private[file] = header
     else:
-        contents.damaged[file] = "has no Rows and Columns, so it is cut or damaged"
+        contents.damaged[file] = _NO_SIZE
         if uid:
+            contents.series_of_damaged[file] = uid
+
+
+def _classes(header: Dataset) -> tuple[str, ...]:
+    """The SOP class as the object and as the file's own header say it, where they do; "" if neither does."""
+    said = (header.get("SOPClassUID"), header.file_meta.get("MediaStorageSOPClassUID"))
+    return tuple(str(uid) for uid in said if uid) or ("",)
+
+
+def _is_private(header: Dataset) -> bool:
+    """Whether an object is of a maker's own class: said twice, as one that is cut or damaged may hold any text."""
+    kinds = _classes(header)
+    return len(kinds) == 2 and kinds[0] == kinds[1] and UID(kinds[0]).is_valid and UID(kinds[0]).is_private
+
+
+def _sort_in_private(private: dict[Path, Dataset], contents: FolderContents) -> None:
+    of_images = {_classes(header)[0] for header in contents.images.values()}
+    for file, header in private.items():
+        kind = _classes(header)[0]
+        if kind not in of_images:
+            contents.others[file] = f"is no image (an object of the private class {kind})"
+            continue
+        contents.damaged[file] = _NO_SIZE
+        if uid := str(header.get("SeriesInstanceUID", "") or ""):
             contents.series_of_damaged[file] = uid
 
 
