@@ -75,6 +75,7 @@ def nnunet(
         str | None, typer.Option(help="Regular expression that finds the patient in a case's name.")
     ] = None,
     body_part: Annotated[str | None, typer.Option(help="For the wordings; guessed from the name by default.")] = None,
+    modality: Annotated[str | None, typer.Option(help="CT, MR ...; what the channel is called by default.")] = None,
     test_share: TestShare = 0.2,
     validation_share: ValidationShare = 0.2,
     seed: Seed = 0,
@@ -84,7 +85,7 @@ def nnunet(
     """Any raw dataset of nnU-Net (version 1 or 2)."""
 
     def plan(opened: Source) -> list[DatasetPlan]:
-        return plan_nnunet(opened, channel, patient_pattern, body_part)
+        return plan_nnunet(opened, channel, patient_pattern, body_part, modality)
 
     prepare(source, out, plan, Split(test_share, validation_share, seed), leave_out or [], workers)
 

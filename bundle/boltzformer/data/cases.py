@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from boltzformer.data.datalist import Case, patient_of_name, read_item
+from boltzformer.data.case_checks import (
+    check_apart,
+    check_files,
+    check_images_apart,
+    check_labels_apart,
+    check_once,
+    goes_by_its_name,
+)
+from boltzformer.data.datalist import Case, read_item
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
 
@@ -19,7 +27,6 @@ logger = logging.getLogger(__name__)
 SECTIONS = ("training", "validation", "test")
 ALL = "all"
 """In a section's place: training and validation list together, neither split."""
-_MAX_LISTED = 20
 
 
 def load_cases(
@@ -81,7 +88,7 @@ def load_cases(
         cases = _cases_of(content, path, section, validation_share, seed, patient_pattern)
     if not cases:
         raise InputError(f"{path}: the {section} list is empty; add items with `image` and `label`.")
-    _check_files(cases, path)
+    check_files(cases, path)
     return cases
 
 
@@ -133,6 +140,11 @@ def _section_cases(
 ) -> list[Case]:
     items = content.get(section)
     if items is None and section == "training":
+        if "channel_names" in content:
+            raise InputError(
+                f"{path}: is a raw dataset of nnU-Net, which lists no files; `boltzformer prepare nnunet {path.parent} "
+                "OUT` makes a dataset of it."
+            )
         there = next((name for name in ("test", "validation") if content.get(name)), "")
         score = f", or score its `{there}` list with --section {there}" if there else ""
         raise InputError(f"{path}: has no `training` list; list items with `image` and `label` there{score}.")
@@ -144,7 +156,7 @@ def _section_cases(
         read_item(item, content, path, f"{path}, {section} item {number}", needs_label, pattern)
         for number, item in enumerate(items or [], start=1)
     ]
-    _check_once([case for case in cases if "label" in case], path)
+    check_once([case for case in cases if "label" in case], path)
     return cases
 
 
@@ -157,13 +169,13 @@ def _cases_of(
     if section == "test":
         if content.get("training"):
             trained = _section_cases(content, path, "training", pattern, needs_label=False)
-            _check_images_apart(trained, str(path), cases, "its test list", tell=True)
+            check_images_apart(trained, str(path), cases, "its test list", tell=True)
     elif content.get("validation"):
         if content.get(other):  # a held-out set may have a `validation` list alone
-            _check_apart(cases, _section_cases(content, path, other, pattern), path)
+            check_apart(cases, _section_cases(content, path, other, pattern), path)
     else:
         pool = _section_cases(content, path, "training", pattern)
-        _check_labels_apart(pool, path)
+        check_labels_apart(pool, path)
         cases = _split(pool, section, share, seed, path)
         if section == "validation":
             patients = [len({case["patient"] for case in some}) for some in (cases, pool)]
@@ -178,7 +190,7 @@ def _all_cases(content: Mapping[str, Any], path: Path, pattern: str | None) -> l
     """Training and validation list together; a held-out set may have the second alone."""
     held_out = _section_cases(content, path, "validation", pattern)
     training = _section_cases(content, path, "training", pattern) if content.get("training") or not held_out else []
-    _check_apart(training, held_out, path)
+    check_apart(training, held_out, path)
     if not training and not held_out:
         raise InputError(f"{path}: the training and validation lists are empty; add items with `image` and `label`.")
     return training + held_out
@@ -193,7 +205,7 @@ def _split(pool: list[Case], section: str, share: float, seed: int, path: Path) 
         raise InputError(f"{path}: has no `validation` list; add one, or set validation_share above 0.")
     if len(patients) < 2:
         name = Path(pool[0]["image"]).name if pool else ""
-        alike = len(pool) > 1 and all(Path(case["image"]).name == name and _goes_by_its_name(case) for case in pool)
+        alike = len(pool) > 1 and all(Path(case["image"]).name == name and goes_by_its_name(case) for case in pool)
         cure = (
             f"all {len(pool)} images are called {name}, which stands for the patient: give each item its `patient`"
             if alike
@@ -205,40 +217,6 @@ def _split(pool: list[Case], section: str, share: float, seed: int, path: Path) 
     order = np.random.default_rng(seed).permutation(len(patients))
     held_out = {patients[i] for i in order[:count]}
     return [case for case in pool if (case["patient"] in held_out) == (section == "validation")]
-
-
-def _check_apart(cases: list[Case], others: list[Case], path: Path) -> None:
-    shared = sorted({case["patient"] for case in cases} & {case["patient"] for case in others})
-    if shared:
-        raise InputError(
-            f"{path}: {len(shared)} patient(s) are in both the training and the validation list "
-            f"({', '.join(shared[:5])}{', ...' if len(shared) > 5 else ''}); keep each patient in one of "
-            "them."
-        )
-    _check_labels_apart([*cases, *others], path)
-
-
-def _check_labels_apart(cases: list[Case], path: Path) -> None:
-    """Refuse images of one label map, such as the sequences of an MR, that pass for several patients by their names.
-
-    One would be trained on and another scored. A `patient` that an item gives is believed.
-    """
-    images: dict[str, set[str]] = {}
-    for case in cases:
-        if "label" in case and _goes_by_its_name(case):
-            images.setdefault(case["label"], set()).add(case["image"])
-    shared = {label: sorted(some) for label, some in images.items() if len(some) > 1}
-    if shared:
-        label, some = next(iter(shared.items()))
-        raise InputError(
-            f"{path}: {label} is the label map of {_some([Path(image).name for image in some])}, whose names stand for "
-            "different patients, so that one would be trained on and another scored; give each item its `patient`."
-        )
-
-
-def _goes_by_its_name(case: Mapping[str, Any]) -> bool:
-    """Whether the patient is only the image's file name."""
-    return bool(case["patient"] == patient_of_name(case["image"]))
 
 
 def _check_datasets_apart(
@@ -259,56 +237,9 @@ def _check_datasets_apart(
     tell = section == "validation"  # once: both sections are read for a training
     for (name, training, _), (other, _, held_out) in itertools.permutations(lists, 2):
         if other != name:
-            _check_images_apart(training, name, held_out, f"the validation list of {other}", tell)
-
-
-def _check_images_apart(training: list[Case], name: str, held_out: list[Case], where: str, tell: bool) -> None:
-    """Refuse one image in a training list and in one that scores; tell of one patient's name in both."""
-    images, patients = (
-        sorted({str(case[key]) for case in training} & {str(case[key]) for case in held_out})
-        for key in ("image", "patient")
-    )
-    if images:
-        raise InputError(
-            f"{name}: {_some(images)} of its training list: also in {where}, to score what it has taught. Keep "
-            "a patient's images in lists of one kind; datasets of the same images need `validation` lists that agree."
-        )
-    if patients and tell:
-        logger.warning(
-            "%s: patients of its training list are named in %s too (%s): unless they are others, scores are too good; "
-            "if they are, give each a `patient` of its own in the datalists",
-            *(name, where, _some(patients)),
-        )
+            check_images_apart(training, name, held_out, f"the validation list of {other}", tell)
 
 
 def _datalist_of(dataset: str | Path) -> Path:
     path = Path(dataset)
     return path / "dataset.json" if path.is_dir() else path
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _check_once(cases: list[Case], path: Path) -> None:
-    seen: set[tuple[str, str]] = set()
-    for case in cases:
-        if case["image"] == case["label"]:
-            raise InputError(f"{path}: {case['image']} is image and label of one item; name the label map.")
-        # an image may come again with the label map of another object
-        files = (case["image"], case["label"])
-        if files in seen:
-            raise InputError(f"{path}: {case['image']} is listed twice; remove one, or it counts twice.")
-        seen.add(files)
-
-
-def _check_files(cases: list[Case], path: Path) -> None:
-    files = [case[key] for case in cases for key in ("image", "label") if key in case]
-    missing = [file for file in files if not Path(file).is_file()]
-    if missing:
-        listed = "\n  ".join(missing[:_MAX_LISTED])
-        more = f"\n  and {len(missing) - _MAX_LISTED} more" if len(missing) > _MAX_LISTED else ""
-        raise InputError(
-            f"{path}: {len(missing)} of {len(files)} files do not exist; correct the paths or copy them:\n  "
-            f"{listed}{more}"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from boltzformer.apps.prepare import app
 from boltzformer.data.cases import load_cases
 from boltzformer.data.prepare.msd import TASKS
+from boltzformer.errors import InputError
 from typer.testing import CliRunner
 
 from tests.data.prepare.conftest import MSD_LABELS, gzip_damaged, labels, pack, save, tar_of, volume, write_task
@@ -137,6 +139,19 @@ def test_nnunet_keeps_patients_together(nnunet_folder, tmp_path, ending):
     assert np.allclose(image.affine, np.diag([-1.5, -1.5, 3.0, 1.0]))
 
 
+def test_nnunet_through_links_says_what_it_takes(nnunet_folder, tmp_path):
+    """Folders on another disk, one of which leads back; a channel that is named after its normalisation."""
+    root = nnunet_folder(channel_names={"0": "zscore", "1": "FLAIR"})
+    shutil.move(root / "imagesTr", tmp_path / "elsewhere")
+    (root / "imagesTr").symlink_to(tmp_path / "elsewhere")
+    (root / "self").symlink_to(root)
+    with pytest.raises(InputError, match="boltzformer prepare nnunet"):
+        load_cases(root)
+    said = _prepare("nnunet", root, tmp_path / "out", "--modality", "MRI")
+    assert "channel 0 (zscore) of zscore, FLAIR is the image" in said
+    assert {case["modality"] for case in load_cases(tmp_path / "out" / "Dataset042_BrainMets")} == {"MR"}
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
@@ -146,10 +161,11 @@ def test_nnunet_keeps_patients_together(nnunet_folder, tmp_path, ending):
         ({"numTraining": 9}, (), "states 9 training cases and 8 are there"),
         ({"file_ending": ".png"}, (), "end in .png"),
         ({}, ("--channel", "2"), "no channel 2"),
+        ({"channel_names": {"0": "noNorm", "1": "FLAIR"}}, (), "called 'noNorm', which says no modality"),
         ({}, ("--patient-pattern", "x(y)"), "does not match"),
         ({}, ("--leave-out", "nobody"), "no case named 'nobody'"),
     ],
-    ids=["regions", "ignore", "label table", "too few", "ending", "channel", "patients", "leave out"],
+    ids=["regions", "ignore", "label table", "too few", "ending", "channel", "modality", "patients", "leave out"],
 )
 def test_nnunet_mistakes(nnunet_folder, tmp_path, changes, options, message):
     out = tmp_path / "out"

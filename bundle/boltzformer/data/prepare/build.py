@@ -82,6 +82,8 @@ def build_dataset(
         draft = _open_draft(target, parameters)
         todo = [case for case in cases if not _is_done(draft, case)]
         _check_disk(target, todo, len(cases), say)
+        for note in plan.notes:
+            say(f"{plan.name}: {note}")
         failures = _write_cases(draft, todo, plan, workers, say)
         if failures:
             raise PreparationError(

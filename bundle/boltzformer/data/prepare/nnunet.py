@@ -21,12 +21,17 @@ from boltzformer.data.prepare.msd import copy_pair
 from boltzformer.data.prepare.plan import DatasetPlan, PlannedCase, Structure, Writer
 from boltzformer.data.prepare.source import Source
 from boltzformer.errors import InputError
+from boltzformer.volumes.modality import normal_modality
 
 _VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 def plan_nnunet(
-    source: Source, channel: int = 0, patient_pattern: str | None = None, body_part: str | None = None
+    source: Source,
+    channel: int = 0,
+    patient_pattern: str | None = None,
+    body_part: str | None = None,
+    modality: str | None = None,
 ) -> list[DatasetPlan]:
     """Plan a raw dataset of nnU-Net.
 
@@ -36,13 +41,14 @@ def plan_nnunet(
         patient_pattern: regular expression whose first group (or whole match) in a case's name is its patient; by
             default every case is a patient of its own.
         body_part: for the wordings; by default guessed from the dataset's name.
+        modality: CT, MR or another; by default what the channel is called, which may be a way of normalising instead.
 
     Returns:
         a list of one plan.
 
     Raises:
-        InputError: no such channel, labels that are regions or "ignore" (a Decathlon label map has neither), a file
-            ending that is no volume's, or files that are missing.
+        InputError: no such channel, or one whose name is no modality, labels that are regions or "ignore" (a Decathlon
+            label map has neither), a file ending that is no volume's, or files that are missing.
     """
     index = source.find_one("dataset.json")
     content = source.read_json(index)
@@ -52,7 +58,9 @@ def plan_nnunet(
     if ending not in _VOLUMES:
         raise InputError(f"{source.path}: its files end in {ending}; volumes in {', '.join(_VOLUMES)} can be prepared.")
     structures = {value: Structure(label) for value, label in _labels(source, content.get("labels")).items()}
-    modality = _modality(source, content, channel)
+    channels = _channels(source, content, channel)
+    kind = _modality(source, channel, channels[channel]) if modality is None else normal_modality(modality)
+    several = f"channel {channel} ({channels[channel]}) of {', '.join(channels.values())} is the image"
     cases = _cases(source, root, channel, ending, patient_pattern)
     stated = content.get("numTraining")
     found = sum(case.section == "" for case in cases)
@@ -65,11 +73,15 @@ def plan_nnunet(
             description=str(content.get("description", "")) or f"nnU-Net raw dataset {name}",
             reference=str(content.get("reference", "")),
             licence=str(content.get("licence", content.get("license", ""))),
-            modality=modality,
+            modality=kind,
             body_part=part,
             structures=structures,
             cases=cases,
-            parameters={"family": "nnunet", "channel": channel, "patient_pattern": patient_pattern, "body_part": part},
+            parameters={
+                **{"family": "nnunet", "channel": channel, "patient_pattern": patient_pattern, "body_part": part},
+                **({} if modality is None else {"modality": kind}),
+            },
+            notes=(several,) if len(channels) > 1 else (),
         )
     ]
 
@@ -100,13 +112,25 @@ def _labels(source: Source, labels: Any) -> dict[int, str]:
     return dict(sorted(named.items()))
 
 
-def _modality(source: Source, content: Mapping[str, Any], channel: int) -> str:
+def _channels(source: Source, content: Mapping[str, Any], channel: int) -> dict[int, str]:
+    """What the channels are called, the wanted one among them."""
     names = content.get("channel_names", content.get("modality"))
     if not isinstance(names, Mapping) or str(channel) not in names:
         known = ", ".join(map(str, names)) if isinstance(names, Mapping) else "none"
         raise InputError(f"{source.path}: has no channel {channel}; dataset.json names {known}.")
-    name = str(names[str(channel)])
-    return "CT" if name.upper() == "CT" else "MR" if re.search(r"MR|T1|T2|FLAIR|DWI|ADC", name.upper()) else name
+    return {int(number): str(name) for number, name in names.items() if str(number).isdigit()}
+
+
+def _modality(source: Source, channel: int, name: str) -> str:
+    if re.search(r"MR|T1|T2|FLAIR|DWI|ADC", name.upper()):
+        return "MR"
+    try:
+        return normal_modality(name)
+    except InputError:
+        raise InputError(
+            f"{source.path}: channel {channel} is called {name!r}, which says no modality; say it with --modality, for "
+            "example --modality MR."
+        ) from None
 
 
 def _cases(source: Source, root: PurePosixPath, channel: int, ending: str, pattern: str | None) -> list[PlannedCase]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 import threading
@@ -124,11 +125,19 @@ class FolderSource(Source):
     """A folder on the disk."""
 
     def __init__(self, path: Path) -> None:
-        files = (file for file in path.rglob("*") if file.is_file())
+        files = [file for file in _below(path) if file.is_file()]
         super().__init__(path, {file.relative_to(path).as_posix(): file.stat().st_size for file in files})
 
     def _open(self, name: str) -> IO[bytes]:
         return (self.path / name).open("rb")
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """Everything below a folder that is no folder itself, through links too: `imagesTr` may lie on another disk."""
+    for folder, names, files in os.walk(root, followlinks=True):
+        here = Path(folder).resolve()
+        names[:] = [name for name in names if not here.is_relative_to(Path(folder, name).resolve())]  # goes round
+        yield from (Path(folder, name) for name in files)
 
 
 class TarSource(Source):
