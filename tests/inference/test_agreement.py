@@ -168,6 +168,19 @@ def test_a_volume(network, volume, settings, gated):
     assert not torch.equal(result > 0, (one_by_one.as_tensor()[0] > 0) & shown), "neighbours have changed something"
 
 
+def test_lower_precision_is_the_networks_alone(network, volume):
+    low, sigma = {"autocast": torch.bfloat16, "progress": False}, SPACING  # all three weights matter
+    alone = PromptedSliceInferer(PROMPTS, **low)(volume, network)
+    found = PromptedSliceInferer(PROMPTS, agreement=Agreement(sigma), **low)(volume, network)
+    neighbours = Neighbours(weights_of(sigma, SPACING), torch.ones(len(PROMPTS), dtype=torch.bool))
+    own = torch.logit(alone.meta["existence"][0].T).where(torch.arange(7)[:, None] != 3, -torch.inf)
+    assert torch.allclose(found.meta["existence"][0].T, neighbours.mean_existence(own).sigmoid(), atol=1e-6)
+    for index in (0, 1, 2, 4, 5, 6):
+        neighbours.hold(index, torch.ones(len(PROMPTS), dtype=torch.bool), alone.as_tensor()[0, ..., index])
+    neighbours.average()
+    assert torch.equal(found.as_tensor()[0, ..., 5].float(), neighbours.logits(5))
+
+
 def test_an_unknown_spacing_leaves_slices_to_themselves(network, volume):
     unknown = MetaTensor(volume.as_tensor(), affine=volume.affine, meta={SPACING_KNOWN: False})
     near, alone = (PromptedSliceInferer(PROMPTS, agreement=Agreement(mm), progress=False) for mm in (SIGMA, 0.0))

@@ -179,7 +179,8 @@ class PromptedSliceInferer(SliceInferer):
             for asked in self._passes(slices, self._steps(network, sentences, along), found):
                 for chosen, part in self._batches(found, network, text, asked, workers):
                     found.take(chosen, asked[chosen], part)
-            found.agree(self.existence, workers)
+            with torch.autocast(device.type, enabled=False):  # means are float32, of logits that are kept in float16
+                found.agree(self.existence, workers)
         result = found.logits.movedim(0, self.spatial_dim + 1)[None]
         # with the input's metadata, which `Invertd` asks for
         result = convert_to_dst_type(result, inputs, dtype=result.dtype)[0]
