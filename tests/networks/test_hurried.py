@@ -45,6 +45,16 @@ def test_fused_backbone_is_the_same_function(tiny_vit, gelu):
     assert all(feature.dtype == torch.bfloat16 for feature in copied(image.bfloat16()))
 
 
+@torch.no_grad()
+def test_fused_backbone_under_autocast(tiny_vit):
+    image, fused = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)), fuse_backbone(tiny_vit)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = fused(image), tiny_vit(image)
+    assert [one.dtype for one in found] == [one.dtype for one in expected]
+    for quick, plain, exact in zip(found, expected, tiny_vit(image), strict=True):
+        assert (quick - exact).norm() < 1.2 * (plain - exact).norm()
+
+
 def check_that_bits_depend_on_nothing_else(hurried: HurriedNetwork, device: str) -> None:
     """Prompts and slices in company and without give the same bits, and each slice at any place of a group."""
     image = torch.rand(LARGEST_GROUP + 3, 1, 40, 36, generator=torch.Generator().manual_seed(1)).to(device)

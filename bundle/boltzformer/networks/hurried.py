@@ -231,10 +231,14 @@ class _WithGelu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self.layer
+        weight, bias = layer.weight, layer.bias
+        if torch.is_autocast_enabled("cpu"):  # which does this for PyTorch's own layers, and passes over oneDNN's
+            dtype = torch.get_autocast_dtype("cpu")
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         if isinstance(layer, nn.Linear):
-            return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "gelu", [], "none")
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
         return torch.ops.mkldnn._convolution_pointwise(
-            x, layer.weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups, "gelu", [], "none"
+            x, weight, bias, layer.padding, layer.stride, layer.dilation, layer.groups, "gelu", [], "none"
         )
 
 
