@@ -254,3 +254,17 @@ def test_a_damaged_slice_of_a_makers_own_class_is_not_dropped(series):
     _change(series.files[-1], SOPClassUID="1.2.8")
     with pytest.raises(InputError, match="1 of 5 slices are damaged"):
         find_series(series.folder)
+
+
+def test_a_deflated_series_is_smaller_than_its_pixels_and_whole(tmp_path):
+    files = write_small_series(tmp_path / "s", straight(3), shape=(64, 64))
+    plain = read_series(find_series(tmp_path / "s"))
+    for file in files:
+        data = pydicom.dcmread(file)
+        data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        data.save_as(file)
+    assert files[0].stat().st_size < 64 * 64 * 2
+    assert np.array_equal(read_series(find_series(tmp_path / "s")), plain)
+    files[-1].write_bytes(files[-1].read_bytes()[:-20])
+    with pytest.raises(InputError, match="1 of 3 slices are damaged"):
+        find_series(tmp_path / "s")

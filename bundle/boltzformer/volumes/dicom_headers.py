@@ -167,7 +167,7 @@ def _missing_pixels(file: Path, header: Dataset) -> str:
     """Says so where an uncompressed file is shorter than its pixels: a decoder would make up the rest."""
     syntax = header.file_meta.get("TransferSyntaxUID")
     try:
-        if syntax is None or UID(syntax).is_compressed:
+        if syntax is None or UID(syntax).is_compressed or UID(syntax).is_deflated:
             return ""
         needed = int(header.Rows) * int(header.Columns) * int(header.get("BitsAllocated") or 16) // 8
     except (TypeError, ValueError) as error:
