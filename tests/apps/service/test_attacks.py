@@ -71,6 +71,7 @@ def test_the_page_serves_its_own_files_only(client, path):
         ([(".DS_Store", b"x")], {}, "no file came"),
         ([("a.nii.gz", b"x"), ("b.dcm", b"x")], {}, "2 files came"),
         ([("a.nii", b"x"), ("b.nii", b"x")], {}, "several NIfTI files"),
+        ([("Study 7.ZIP", b"PK")], {}, "Study 7.ZIP: an archive is not unpacked; give one NIfTI file"),
         ([("a.mhd", b"ElementDataFile = /etc/passwd")], {}, "files of this kind are not taken"),
         ([("a.nhdr", b"NRRD0004\ndata file: /etc/passwd")], {}, "files of this kind are not taken"),
         ([("a.nii", b"x")], {"prompt": []}, "no prompt came"),

@@ -27,6 +27,7 @@ CASE = "scan"
 """What every upload is called here."""
 LARGEST_FIELD = 4096
 LARGEST_HEADER = 8192
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 _ENCODED = re.compile(r"(=\?[\w-]+\?[bq]\?[^?]*\?=\s*)+", re.IGNORECASE)
 _WHAT = "give one NIfTI file (.nii, .nii.gz), or the files of one DICOM series"
@@ -57,11 +58,14 @@ class Upload:
         """The NIfTI file, or the folder of the DICOM files.
 
         Raises:
-            InputError: there is none, or more than one.
+            InputError: there is none, or more than one, or they are archives.
         """
         niftis = [name for name in self.names if volume_suffix(name) in NIFTI_SUFFIXES]
         if not self.names:
             raise InputError(f"no file came with the request; {_WHAT}.")
+        theirs = list(self.names.values())
+        if not niftis and all(name.lower().endswith(_ARCHIVES) for name in theirs):  # beside slices it is passed over
+            raise InputError(f"{theirs[0]}: an archive is not unpacked; {_WHAT}.")
         if niftis and len(self.names) > 1:
             raise InputError(f"{len(self.names)} files came, a NIfTI file among them; {_WHAT}.")
         return self.folder / niftis[0] if niftis else self.folder
