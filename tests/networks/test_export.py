@@ -42,6 +42,11 @@ def test_other_endings_are_refused(network, tmp_path):
         export(network, tmp_path / "core.pth")
 
 
+def test_networks_without_a_core_are_refused(tmp_path):
+    with pytest.raises(InputError, match="a Linear has no such core"):
+        export(torch.nn.Linear(1, 1), tmp_path / "core.pt2")
+
+
 @torch.no_grad()
 def test_decoder_and_pigma_compile_as_one_graph(network):
     image, tokens, noise = example_inputs(network, "lung nodule")

@@ -30,8 +30,10 @@ def export(network: BoltzFormer, output: Path, prompt: str = "lesion", channels:
         channels: of the slices that the file shall take, 1, or 3 for a network that sees a slice's neighbours.
 
     Raises:
-        InputError: the file's ending is neither .pt2 nor .onnx.
+        InputError: the network is none of BoltzFormer's, or the file's ending is neither .pt2 nor .onnx.
     """
+    if not isinstance(network, BoltzFormer):
+        raise InputError(f"a {type(network).__name__} has no such core: export is for BoltzFormer's networks.")
     if output.suffix not in (".pt2", ".onnx"):
         raise InputError(f"{output}: the ending must be .pt2 (torch.export) or .onnx.")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.errors import InputError
 from boltzformer.inference.sampling_trace import save_figure, trace_figure, trace_slice
+from boltzformer.networks.boltzformer import BoltzFormer
 from boltzformer.output_files import write_bytes
 
 console = plain_console()
@@ -72,6 +73,8 @@ def main(
     with one_line_errors():
         parser = read_bundle(bundle_folder(), overlay or [], overrides)
         network, dataset = network_and_slices(parser)
+        if not isinstance(network, BoltzFormer):
+            raise InputError(f"a {type(network).__name__} samples no patches: trace is for BoltzFormer's networks.")
         chosen = [dataset[index] for index in choose_examples(dataset, case, name, count)]
     traces = [trace_slice(network, item["image"], item["text"], item["label"]) for item in chosen]
     save_figure(trace_figure(traces), output_dir / "trace.png")
