@@ -43,6 +43,25 @@ def test_csv_forms(prompt_list, text):
     assert read_prompt_list(prompt_list(text, "prompts.csv")) == EXPECTED
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_csv_of_a_spreadsheet(prompt_list, separator):
+    """Separator of the country, byte order mark, CRLF, and empty columns and rows at the end of the sheet."""
+    rows = [
+        ["Name", "Prompt", ""],
+        ["a", '"liver, left part"' if separator == "," else "liver, left part", ""],
+        [""] * 3,
+    ]
+    text = "\ufeff" + "".join(separator.join(row) + "\r\n" for row in rows)
+    assert read_prompt_list(prompt_list(text, "p.csv")) == [Prompt("liver, left part", "a")]
+
+
+def test_csv_in_another_encoding_is_told_which(prompt_list):
+    path = prompt_list("", "p.csv")
+    path.write_bytes("prompt\nMS-L\u00e4sion\n".encode("cp1252"))
+    with pytest.raises(InputError, match="save it as UTF-8"):
+        read_prompt_list(path)
+
+
 def test_a_prompt_is_data_not_configuration(prompt_list):
     nasty = "$__import__('os').getcwd() @a %b #c liver"
     assert read_prompt_list(prompt_list([nasty]))[0].text == nasty

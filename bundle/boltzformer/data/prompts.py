@@ -91,7 +91,7 @@ def read_prompt_list(path: str | Path) -> list[Prompt]:
 
     JSON: a list of sentences, a list of `{"prompt": ..., "name": ...}` (name optional), an object with such a list
     under "prompts", or an object from names to sentences. CSV: a header with a column `prompt` and optionally
-    `name`.
+    `name`, parted by commas, semicolons or tabs.
 
     Args:
         path: file ending in .json or .csv, UTF-8; see also `found_in_bundle`.
@@ -207,22 +207,33 @@ def _json_rows(content: Any, path: Path) -> list[tuple[Any, Any]]:
 
 
 def _csv_rows(text: str, path: Path) -> list[tuple[Any, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", skipinitialspace=True)
+    first = text.split("\n", 1)[0]
+    # the names of the columns hold neither; a spreadsheet of a country with decimal commas writes semicolons
+    separator = next((sign for sign in ",;\t" if sign in first), ",")
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", skipinitialspace=True, delimiter=separator)
     try:
         columns = [column.strip().lower() for column in reader.fieldnames or []]
+        while columns and not columns[-1]:  # empty columns and rows at the end of a sheet
+            columns.pop()
         if "prompt" not in columns or set(columns) - {"prompt", "name"}:
             raise InputError(f"{path}: the first line must name the columns `prompt` and optionally `name`.")
         if len(set(columns)) < len(columns):
             raise InputError(f"{path}: a column stands twice in the first line; remove one.")
         reader.fieldnames = columns
-        rows = [_csv_row(row, f"{path}, line {reader.line_num}") for row in reader]
+        rows = [
+            _csv_row(row, f"{path}, line {reader.line_num}") for row in reader if any(map(_is_filled, row.values()))
+        ]
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: cannot be read as CSV ({error}).") from error
     return rows
 
 
+def _is_filled(cell: str | list[str] | None) -> bool:
+    return any(text.strip() for text in ([cell] if isinstance(cell, str) else cell or []))
+
+
 def _csv_row(row: dict[str, Any], where: str) -> tuple[Any, Any]:
-    if row.get(""):
+    if _is_filled(row.get("")):
         raise InputError(f"{where}: too many columns; put a prompt with commas in quotes.")
     cells = (row["prompt"] or "", row.get("name"))
     # a quote that is never closed swallows the lines below it
