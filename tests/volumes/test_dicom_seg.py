@@ -145,6 +145,25 @@ def test_slices_not_quite_even_without_thickness_get_their_mean_distance(tmp_pat
     assert "SpacingBetweenSlices" not in measures
 
 
+@pytest.mark.parametrize("ratio", [8.5, None])
+def test_the_loss_of_a_compressed_source_is_told(tmp_path, ratio):
+    """Of any slice: highdicom asks the first alone."""
+    files = write_small_series(tmp_path / "series", straight(3), LossyImageCompression="00")
+    image = pydicom.dcmread(files[1])
+    image.LossyImageCompression, image.LossyImageCompressionMethod = "01", "ISO_10918_1"
+    if ratio:
+        image.LossyImageCompressionRatio = ratio
+    else:
+        image["LossyImageCompressionRatio"] = pydicom.DataElement("LossyImageCompressionRatio", "LO", "10:1")
+    image.save_as(files[1])
+    masks = random_masks((1, 20, 24, 3))
+    seg = make_dicom_seg(segmented(files, masks, PROMPTS[:1]))
+    assert (seg.LossyImageCompression, seg.LossyImageCompressionMethod) == ("01", "ISO_10918_1")
+    assert seg.get("LossyImageCompressionRatio") == ratio
+    plain = write_small_series(tmp_path / "plain", straight(3))
+    assert make_dicom_seg(segmented(plain, masks, PROMPTS[:1])).LossyImageCompression == "00"
+
+
 @pytest.mark.parametrize("make", [make_dicom_seg, make_rtstruct])
 def test_numbers_that_are_none_are_left_out(tmp_path, make):
     files = write_small_series(tmp_path / "series", straight(3))

@@ -14,6 +14,7 @@ from pydicom.sr.coding import Code
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.dicom_source import (
+    LOSSY,
     MANUFACTURER,
     SERIES_NUMBER_OFFSET,
     even_spacing,
@@ -62,6 +63,10 @@ def _segmentation(volume: SegmentedVolume, headers: list[Dataset]) -> hd.seg.Seg
     measures = _pixel_measures(headers)
     for header in headers:  # highdicom asks each image for it, which may hold none (type 2)
         header.SliceThickness = measures[0].SliceThickness
+    lossy = next((header for header in headers if "LossyImageCompression" in header), first)
+    for name in LOSSY:  # highdicom asks the first image alone
+        if name in lossy:
+            first[name] = lossy[name]
     return hd.seg.Segmentation(
         source_images=headers,
         pixel_array=np.ascontiguousarray(volume.masks.transpose(3, 2, 1, 0)),  # slice, row, column, segment

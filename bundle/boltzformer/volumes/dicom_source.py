@@ -28,7 +28,9 @@ MAY_BE_EMPTY = (
 MANUFACTURER = "BoltzFormer MONAI bundle"
 SERIES_NUMBER_OFFSET = 1000
 """Series number of what is written: this much above the source's."""
-_OPTIONAL = ("FrameOfReferenceUID", "SliceThickness", "SeriesNumber")
+LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+"""What a derived image has to say too, once any of its sources has lost something (PS3.3, C.7.6.1.1.5)."""
+_OPTIONAL = ("FrameOfReferenceUID", "SliceThickness", "SeriesNumber", *LOSSY)
 _FORMS = {
     "DA": re.compile(r"\d{8}"),
     "TM": re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?"),
@@ -39,10 +41,10 @@ _FORMS = {
 def read_source_headers(files: Sequence[Path]) -> list[Dataset]:
     """Read what a SEG or RTSTRUCT takes over from its source, and repair it.
 
-    Kept are the identifiers, the place in space, and the attributes of patient and study that the standard wants in
-    every object (type 1 and 2). Nothing else is: no private element, no name of an institution, no comment. A missing
-    or malformed type 2 value becomes empty, a thickness or series number that is no number is left out, and text is
-    kept as Unicode; the files themselves are only read.
+    Kept are the identifiers, the place in space, whether pixels were compressed with loss, and the attributes of
+    patient and study that the standard wants in every object (type 1 and 2). Nothing else is: no private element, no
+    name of an institution, no comment. A missing or malformed type 2 value becomes empty, a thickness or series number that is no
+    number is left out, and text is kept as Unicode; the files themselves are only read.
 
     Args:
         files: the series' files, one image each.
@@ -140,6 +142,10 @@ def _read_header(file: Path) -> Dataset:
         with suppress(InputError):  # absent, or no number: an object can do without
             number = read_numbers(read, name, 1, file)[0]
             setattr(kept, name, int(number) if name == "SeriesNumber" else number)
+    if read.get("LossyImageCompression") == "01":
+        for name in LOSSY:
+            with suppress(KeyError, TypeError, ValueError):  # absent, or no number
+                setattr(kept, name, read[name].value)
     return kept
 
 
