@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from boltzformer.data.cases import load_cases
@@ -164,6 +165,29 @@ def test_images_of_one_name_ask_for_their_patients(write_datalist, tmp_path):
         load_cases(tmp_path)
     write_datalist(_decathlon([{**item, "patient": f"p{i}"} for i, item in enumerate(items)]))
     assert len(load_cases(tmp_path)) == 2
+
+
+def test_a_link_keeps_its_name_and_hides_nothing(write_datalist, tmp_path):
+    """As git-annex and DVC lay files out; files of one content, such as empty label maps, share their place there."""
+    store = tmp_path / "store"
+    store.mkdir()
+    write_datalist(_decathlon([_item(name) for name in "abc"]))
+    for kind in ("imagesTr", "labelsTr"):
+        for name in "abc":
+            target = store / ("MD5E-s352--same.nii.gz" if kind == "labelsTr" else f"MD5E-s352--{name}.nii.gz")
+            (tmp_path / kind / f"{name}.nii.gz").rename(target)
+            (tmp_path / kind / f"{name}.nii.gz").symlink_to(target)
+    training, validation = load_cases(tmp_path), load_cases(tmp_path, "validation")
+    assert sorted(case["patient"] for case in training + validation) == ["a", "b", "c"]
+    assert sorted(Path(case["image"]).name for case in training + validation) == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+    (tmp_path / "imagesTr" / "again.nii.gz").symlink_to(store / "MD5E-s352--a.nii.gz")
+    again = _item("again", label="labelsTr/a.nii.gz")
+    write_datalist(_decathlon([_item("a"), again]))
+    with pytest.raises(InputError, match=r"again\.nii\.gz is listed twice"):
+        load_cases(tmp_path)
+    write_datalist(_decathlon([_item("a"), _item("b")], test=[again]))
+    with pytest.raises(InputError, match="also in its test list"):
+        load_cases(tmp_path, "test")
 
 
 def test_sequences_of_one_label_map_are_one_patients(write_datalist, tmp_path):

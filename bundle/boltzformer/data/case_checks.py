@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,16 @@ def goes_by_its_name(case: Mapping[str, Any]) -> bool:
     return bool(case["patient"] == patient_of_name(case["image"]))
 
 
+def _image_file(case: Mapping[str, Any]) -> str:
+    """Where the image lies, whatever links lead there."""
+    return os.path.realpath(case["image"])
+
+
 def check_images_apart(training: list[Case], name: str, held_out: list[Case], where: str, tell: bool) -> None:
     """Refuse one image in a training list and in one that scores; tell of one patient's name in both."""
     images, patients = (
-        sorted({str(case[key]) for case in training} & {str(case[key]) for case in held_out})
-        for key in ("image", "patient")
+        sorted(set(map(told, training)) & set(map(told, held_out)))
+        for told in (_image_file, lambda case: case["patient"])
     )
     if images:
         raise InputError(
@@ -73,10 +79,10 @@ def check_once(cases: list[Case], path: Path) -> None:
     """Refuse an item that is listed twice, and one whose image is its own label."""
     seen: set[tuple[str, str]] = set()
     for case in cases:
-        if case["image"] == case["label"]:
+        files = (_image_file(case), os.path.realpath(case["label"]))
+        if files[0] == files[1]:
             raise InputError(f"{path}: {case['image']} is image and label of one item; name the label map.")
         # an image may come again with the label map of another object
-        files = (case["image"], case["label"])
         if files in seen:
             raise InputError(f"{path}: {case['image']} is listed twice; remove one, or it counts twice.")
         seen.add(files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,12 @@ def _foreign(
     in_image: dict[str, set[str]] = {}
     images: dict[str, set[str]] = {}
     for case, of_case in zip(cases, wordings, strict=True):
-        images.setdefault(case["dataset"], set()).add(case["image"])
+        image = os.path.realpath(case["image"])
+        images.setdefault(case["dataset"], set()).add(image)
         for value, own in of_case.items():
             name = object_key(case["objects"][value])
             texts.setdefault(name, set()).update(own)
-            in_image.setdefault(case["image"], set()).add(name)
+            in_image.setdefault(image, set()).add(name)
     found = {}
     for dataset, some in images.items():
         there = set().union(*(in_image[image] for image in some))

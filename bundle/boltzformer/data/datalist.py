@@ -75,7 +75,9 @@ def read_item(
             raise InputError(f"{where}: `{key}` must be one file name, found {name!r}.")
         if not _is_file_name(name):
             raise InputError(f"{where}: `{key}` is no file name: {name[:40]!r} ({len(name)} characters).")
-        case[key] = str((path.parent / name).resolve())
+        file = path.parent / name
+        # a link keeps its name: stores of large files (git-annex, DVC) link to one that says nothing
+        case[key] = str(file.parent.resolve() / file.name)
     dataset = content.get("name") or (path.parent.name if path.name == "dataset.json" else path.stem)
     case["patient"] = _patient(item, case["image"], pattern, where)
     case["dataset"] = str(dataset)
