@@ -192,6 +192,18 @@ def test_several_processes_go_on_without_a_head_that_learns_nothing(head, weight
     assert parser.get_parsed_content("network#find_unused_parameters") is expected
 
 
+@pytest.mark.parametrize(("only", "kept"), [(None, [0, 2]), ("decoder", [0, 2]), ("existence", [0, 1, 2, 3])])
+def test_where_the_score_learns_alone_the_last_epoch_is_kept(only, kept):
+    parser = ConfigParser(_read("train.json"))
+    parser["train_only"] = only
+    is_better, best, seen = parser.get_parsed_content("validate#evaluator#metric_cmp_fn"), -1.0, []
+    for epoch, dice in enumerate((0.5, 0.5, 0.6, 0.6)):
+        if is_better(dice, best):
+            best = dice
+            seen.append(epoch)
+    assert seen == kept
+
+
 def test_several_processes_wait_for_what_learns_alone():
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / f"{name}.json") for name in ("train", "train_existence", "multi_gpu_train")])
