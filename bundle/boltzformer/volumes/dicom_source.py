@@ -43,8 +43,8 @@ def read_source_headers(files: Sequence[Path]) -> list[Dataset]:
 
     Kept are the identifiers, the place in space, whether pixels were compressed with loss, and the attributes of
     patient and study that the standard wants in every object (type 1 and 2). Nothing else is: no private element, no
-    name of an institution, no comment. A missing or malformed type 2 value becomes empty, a thickness or series number that is no
-    number is left out, and text is kept as Unicode; the files themselves are only read.
+    name of an institution, no comment. A missing or malformed type 2 value becomes empty, a thickness or series number
+    that is no number is left out, and text is kept as Unicode; the files themselves are only read.
 
     Args:
         files: the series' files, one image each.
