@@ -108,6 +108,15 @@ def test_negatives_are_of_annotated_objects_only(dataset, make_case):
     assert {told.locate(index)[2] for index in range(3, len(told))} == {1, 2, 3}
 
 
+def test_a_modality_that_the_window_needs_is_missed_before_anything_is_read(dataset, make_case, tmp_path):
+    case = make_case(modality="")
+    with pytest.raises(InputError, match=r"a\.nii\.gz: window 'auto' needs the modality, and the datalist states none"):
+        dataset([case])
+    assert not (tmp_path / "cache").exists()
+    assert len(dataset([{**case, "window": "percentiles"}])) == len(dataset([case], window="lung")) == 3
+    assert len(dataset([case], modality="MR")) == 3
+
+
 def test_what_is_scored_has_a_name_and_a_label_of_its_own(dataset, make_case, tmp_path):
     case = make_case()
     twin = {**case, "image": str(tmp_path / "pt_2" / Path(case["image"]).name), "patient": "b"}

@@ -157,6 +157,8 @@ class SliceDataset(Dataset[dict[str, Any]]):
         self._prompts = CasePrompts(self.data, self.wordings, (foreign_prompts or ()) if foreign_share else None)
         if not training:
             check_images_named_apart(self.data)
+        for case in self.data:
+            _check_window(case, window)
         self.volumes: list[CachedVolume] = build_cache(self.data, cache_dir, axis, num_workers, progress)
         self.limits = [_limits(case, v, window) for case, v in zip(self.data, self.volumes, strict=True)]
         self.examples = positives(self.volumes, min_area)
@@ -344,7 +346,22 @@ def known_spacing(case: Mapping[str, Any], volume: CachedVolume) -> tuple[float,
     return volume.spacing[1:] if has_spacing(case) else (math.nan, math.nan)
 
 
-def _limits(case: Mapping[str, Any], volume: CachedVolume, window: IntensityWindow) -> tuple[float, float]:
+def _check_window(case: Mapping[str, Any], window: IntensityWindow) -> None:
+    """Before anything is read: whether a case says enough for its window."""
+    own = _window_of(case, window)
+    if own.window == "auto" and not case.get("modality"):
+        raise InputError(
+            f"{case['image']}: window 'auto' needs the modality, and the datalist states none; add `modality`, such as "
+            "CT or MR, at its top or to the item, or name a window (`--window percentiles`)."
+        )
+
+
+def _window_of(case: Mapping[str, Any], window: IntensityWindow) -> IntensityWindow:
     if window.window == "auto" and case.get("window"):
-        window = IntensityWindow(case["window"], window.percentiles)
-    return window.limits(case.get("modality", ""), case.get("body_part", ""), quantiles=volume.quantiles)
+        return IntensityWindow(case["window"], window.percentiles)
+    return window
+
+
+def _limits(case: Mapping[str, Any], volume: CachedVolume, window: IntensityWindow) -> tuple[float, float]:
+    own = _window_of(case, window)
+    return own.limits(case.get("modality", ""), case.get("body_part", ""), quantiles=volume.quantiles)
