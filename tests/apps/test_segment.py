@@ -21,6 +21,7 @@ from boltzformer.apps.record import NAME as RECORD
 from boltzformer.apps.record import BatchRecord
 from boltzformer.data.prompts import Prompt, make_prompts
 from boltzformer.errors import InputError
+from boltzformer.inference.api import Segmenter
 from boltzformer.manifest import sha256_of
 from boltzformer.volumes.segmented import Algorithm
 from boltzformer.volumes.write import Grid
@@ -248,6 +249,19 @@ def test_a_nested_dicom_study_becomes_seg_and_rtstruct(segment, tmp_path):
     mask = load(tmp_path / "out" / case["case"] / "liver.nii.gz")
     assert np.array_equal(pixels[..., 0].transpose(2, 1, 0), mask)
     assert pydicom.dcmread(tmp_path / "out" / f"{case['case']}.rtstruct.dcm").Modality == "RTSTRUCT"
+
+
+def test_a_case_that_a_format_does_not_fit_fails_before_the_network_runs(segment, scans, tmp_path, monkeypatch):
+    for file in write_small_series(tmp_path / "ct", straight(4)):
+        header = pydicom.dcmread(file)
+        del header.StudyInstanceUID
+        header.save_as(file)
+    monkeypatch.setattr(Segmenter, "segment", lambda *_, **__: pytest.fail("the network was run for nothing"))
+    for source, reason in ((tmp_path / "ct", "StudyInstanceUID"), (scans / "a.nii.gz", "is no DICOM series")):
+        for name in ("dicom-seg", "rtstruct"):
+            done = segment(source, "liver", "-o", tmp_path / "out", "-f", "nifti", "-f", name)
+            assert done.exit_code == 1
+            assert reason in done.output
 
 
 def test_nrrd_mha_and_a_json_list_are_read(segment, tmp_path):

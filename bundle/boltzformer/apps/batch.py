@@ -22,7 +22,7 @@ from boltzformer.data.prompts import Prompt
 from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
-from boltzformer.inference.formats import output_formats, save_as
+from boltzformer.inference.formats import check_fits, output_formats, save_as
 from boltzformer.output_files import check_apart, check_folder
 from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.nifti_files import check_present
@@ -188,6 +188,7 @@ def _segment(
         uneven_spacing=request.uneven_spacing,
         series_uid=str(case.get("series_uid", "")),
     )
+    check_fits(volume, request.formats)
     result = segmenter.segment(volume, request.prompts, window=case.get("window"), spacing_known=has_spacing(case))
     return as_segmented(result, str(case["case"]), request.algorithm)
 

@@ -45,7 +45,7 @@ def make_dicom_seg(volume: SegmentedVolume) -> Dataset:
     Raises:
         InputError: the volume comes from no DICOM series, or a file of the series cannot be referred to.
     """
-    headers = source_headers(volume)
+    headers = source_headers(volume.volume)
     with warnings.catch_warnings():  # highdicom's warnings quote the patient's name, which belongs in no log
         warnings.simplefilter("ignore")
         try:

@@ -16,7 +16,7 @@ from pydicom.uid import UID, generate_uid
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.dicom_headers import read_numbers
-from boltzformer.volumes.segmented import SegmentedVolume
+from boltzformer.volumes.volume import Volume
 
 IDENTIFYING = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality")
 GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
@@ -74,8 +74,8 @@ def read_source_headers(files: Sequence[Path]) -> list[Dataset]:
     return headers
 
 
-def source_headers(volume: SegmentedVolume) -> list[Dataset]:
-    """The repaired headers of the series that a volume was read from, checked against its masks.
+def source_headers(volume: Volume) -> list[Dataset]:
+    """The repaired headers of the series that a volume was read from, checked against its voxels.
 
     Args:
         volume: with `series`.
@@ -86,16 +86,17 @@ def source_headers(volume: SegmentedVolume) -> list[Dataset]:
     Raises:
         InputError: the volume comes from no DICOM series, or as `read_source_headers`.
     """
-    if not volume.series:
+    if volume.series is None:
         raise InputError(
-            f"{volume.volume.name}: is no DICOM series, which DICOM SEG and RTSTRUCT refer to; give the "
-            "DICOM folder, or choose another output format."
+            f"{volume.name}: is no DICOM series, which DICOM SEG and RTSTRUCT refer to; give the DICOM folder, or "
+            "choose another output format."
         )
-    headers = read_source_headers(volume.series)
-    if volume.masks.shape[1:3] != (headers[0].Columns, headers[0].Rows):
+    files = volume.series.files
+    headers = read_source_headers(files)
+    if volume.voxels.shape[:2] != (headers[0].Columns, headers[0].Rows):
         raise InputError(
-            f"{volume.series[0]}: has {headers[0].Columns} columns and {headers[0].Rows} rows, the masks "
-            f"{volume.masks.shape[1:3]}."
+            f"{files[0]}: has {headers[0].Columns} columns and {headers[0].Rows} rows, the volume "
+            f"{volume.voxels.shape[:2]}."
         )
     return headers
 

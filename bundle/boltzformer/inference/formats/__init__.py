@@ -6,6 +6,7 @@ A module holds `FORMAT`, an `OutputFormat`. A new format is one new module and n
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 from boltzformer.errors import InputError
 from boltzformer.inference.formats.output_format import OutputFormat
 from boltzformer.volumes.segmented import SegmentedVolume
+from boltzformer.volumes.volume import Volume
 
-__all__ = ["OutputFormat", "output_formats", "save_as"]
+__all__ = ["OutputFormat", "check_fits", "output_formats", "save_as"]
 
 
 @cache
@@ -23,6 +25,20 @@ def output_formats() -> dict[str, OutputFormat]:
     modules = [import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
     found = [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
     return {known.name: known for known in sorted(found, key=lambda known: known.name)}
+
+
+def check_fits(volume: Volume, names: Iterable[str]) -> None:
+    """Make sure that a volume's masks can be written in some formats, before it is segmented.
+
+    Args:
+        volume: as it was read.
+        names: keys of `output_formats()`.
+
+    Raises:
+        InputError: an unknown format, or one that does not fit the volume.
+    """
+    for name in names:
+        _known(name).check(volume)
 
 
 def save_as(volume: SegmentedVolume, name: str, folder: Path) -> list[Path]:
@@ -39,12 +55,10 @@ def save_as(volume: SegmentedVolume, name: str, folder: Path) -> list[Path]:
     Raises:
         InputError: an unknown format, one that does not fit the volume, or a file that cannot be written.
     """
-    known = output_formats()
-    if name not in known:
-        raise InputError(f"format {name!r} is not known; choose among {', '.join(known)}.")
-    if known[name].needs_dicom and not volume.series:
-        raise InputError(
-            f"{volume.volume.name}: is no DICOM series, which the format {name} refers to; give the DICOM folder, or "
-            "choose another format."
-        )
-    return known[name].write(volume, Path(folder))
+    return _known(name).write(volume, Path(folder))
+
+
+def _known(name: str) -> OutputFormat:
+    if name not in output_formats():
+        raise InputError(f"format {name!r} is not known; choose among {', '.join(output_formats())}.")
+    return output_formats()[name]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from boltzformer.errors import InputError
 from boltzformer.volumes.segmented import SegmentedVolume
+from boltzformer.volumes.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,13 @@ class OutputFormat:
         about: what is written, in a few words.
         write: writes a result below a folder and gives the paths; by `boltzformer.output_files.write_file`, which
             writes whole files only and none over an input.
-        needs_dicom: whether the volume must come from a DICOM series.
+        check: raises an `InputError` where a volume's masks cannot be written so, before it is segmented.
     """
 
     name: str
     about: str
     write: Callable[[SegmentedVolume, Path], list[Path]]
-    needs_dicom: bool = False
+    check: Callable[[Volume], None] = lambda volume: None
 
 
 @contextmanager
@@ -42,3 +43,17 @@ def needed_for_dicom() -> Iterator[None]:
         raise InputError(
             f"writing DICOM objects needs {error.name}, which is not installed: pip install 'boltzformer[dicom]'."
         ) from error
+
+
+def check_source(volume: Volume) -> None:
+    """The `check` of a format whose objects refer to a DICOM series.
+
+    Raises:
+        InputError: highdicom is not installed, the volume comes from no DICOM series, or a header lacks what such an
+            object repeats.
+    """
+    with needed_for_dicom():
+        import highdicom  # noqa: F401
+
+        from boltzformer.volumes.dicom_source import source_headers
+    source_headers(volume)
