@@ -29,6 +29,7 @@ from pydicom.uid import (
 from scipy.spatial.transform import Rotation
 
 from tests.support import body
+from tests.volumes.small_series import straight, write_small_series
 
 IDENTITY = np.eye(3)
 
@@ -172,6 +173,28 @@ def test_two_series(tmp_path, array):
         shutil.move(file, tmp_path / f"other_{file.name}")
     with pytest.raises(InputError, match=r"holds 2 series: .*\(lung\)"):
         find_series(tmp_path)
+
+
+def test_an_export_of_many_series_is_read_once_while_nothing_changes(tmp_path, monkeypatch):
+    uids = []
+    for number in range(3):
+        files = write_small_series(tmp_path / "apart" / str(number), straight(4))
+        uids.append(str(pydicom.dcmread(files[0]).SeriesInstanceUID))
+        for file in files:
+            (tmp_path / "export").mkdir(exist_ok=True)
+            shutil.copy(file, tmp_path / "export" / f"{number}_{file.name}")
+    read: list[Path] = []
+    original = pydicom.dcmread
+    monkeypatch.setattr(pydicom, "dcmread", lambda file, **given: read.append(file) or original(file, **given))
+    for uid in (*uids, *uids):
+        assert len(find_series(tmp_path / "export", uid=uid).files) == 4
+    assert len(read) == 12
+    gone, cut, *_ = sorted(file for file in (tmp_path / "export").iterdir() if file.name.startswith("2_"))
+    gone.unlink()
+    assert len(find_series(tmp_path / "export", uid=uids[2]).files) == 3
+    cut.write_bytes(cut.read_bytes()[:500])
+    with pytest.raises(InputError, match="damaged"):
+        find_series(tmp_path / "export", uid=uids[2])
 
 
 def test_scout_of_another_size(tmp_path, array):
