@@ -21,11 +21,11 @@ from boltzformer.data.cached_volume import CachedVolume, open_cached_volume, sav
 from boltzformer.data.folders import folder_lock, new_folder
 from boltzformer.data.windows import intensity_quantiles
 from boltzformer.errors import InputError
-from boltzformer.volumes.checks import check_label_values, check_pair, read_volume
+from boltzformer.volumes.checks import check_label_values, check_pair, check_voxels, read_volume
 from boltzformer.volumes.names import NIFTI_SUFFIXES, volume_suffix
 from boltzformer.volumes.nifti_files import open_nibabel, tell_of_sides
 
-CACHE_VERSION = 3  # raise it with whatever changes what is read of a file, or which files are refused
+CACHE_VERSION = 4  # raise it with whatever changes what is read of a file, or which files are refused
 _MAX_LISTED = 20
 _LONGEST_NAME = 60  # file systems end at 255 bytes, and drafts have longer names
 _BYTES_PER_VOXEL = 3  # int16 image and uint8 label
@@ -111,7 +111,7 @@ def load_slices(case: Mapping[str, Any], axis: int = 2) -> tuple[np.ndarray, np.
     affine = header.affine @ nib.orientations.inv_ornt_aff(orientation, header.shape)
     stacks = [
         np.ascontiguousarray(np.moveaxis(nib.apply_orientation(array, orientation), axis, 0))
-        for array in (_compact_image(image), _compact_label(label, case["label"]))
+        for array in (_compact_image(image, case["image"]), _compact_label(label, case["label"]))
     ]
     return stacks[0], stacks[1], affine
 
@@ -214,7 +214,7 @@ def _write(case: Mapping[str, Any], folder: Path, axis: int) -> None:
     save_cached_volume(folder, image, label, spacing_mm, affine, intensity_quantiles(image), source)
 
 
-def _compact_image(image: np.ndarray) -> np.ndarray:
+def _compact_image(image: np.ndarray, path: str) -> np.ndarray:
     """Store as int16 where that changes nothing, as float32 otherwise."""
     if image.dtype == np.int16:
         return image
@@ -222,7 +222,11 @@ def _compact_image(image: np.ndarray) -> np.ndarray:
         whole = image.astype(np.int16)
         if image.dtype.kind in "iu" or np.array_equal(whole, image):
             return whole
-    return image.astype(np.float32)
+    with np.errstate(over="ignore"):
+        stored = image.astype(np.float32)
+    if image.dtype.itemsize > stored.dtype.itemsize:  # float64 reaches farther: what overflows here is no intensity
+        check_voxels(stored, path)
+    return stored
 
 
 def _compact_label(label: np.ndarray, path: str) -> np.ndarray:
