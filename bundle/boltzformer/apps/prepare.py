@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from boltzformer.apps.console import one_line_errors, print_error
+from boltzformer.apps.release import shipped_weights
 from boltzformer.data.prepare.amos import plan_amos
 from boltzformer.data.prepare.build import PreparationError, build_dataset
 from boltzformer.data.prepare.leaks import find_leaks
@@ -126,6 +127,26 @@ def shipped(
     """Datalists for the training of the shipped network, and its split with the SHA-256 of every file."""
     with one_line_errors():
         write_shipped_data(openkbp, lidc_crops, out, print)
+
+
+@app.command()
+def known(
+    dataset: Annotated[Path, typer.Argument(help="With labels of something else: Decathlon layout, or a datalist.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the label maps and of known.json.")],
+    weights: Annotated[Path | None, typer.Option(help="That will be fine-tuned; the bundle's by default.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--object", help="That the weights know; may be repeated. Else all measured.")
+    ] = None,
+    validation_share: ValidationShare = 0.2,
+    seed: Seed = 0,
+) -> None:
+    """What weights know already, labelled by themselves: to train beside new objects, so that it is not forgotten."""
+    with one_line_errors():
+        from boltzformer.apps.known_labels import label_known  # needs the network
+
+        first = weights or shipped_weights()
+        made = label_known(dataset, out, first, name or (), validation_share, seed)
+        print(f"Train on both: --dataset_dir \"['{dataset}','{made}']\"")
 
 
 @app.command()

@@ -36,6 +36,9 @@ def finetune(
     dataset: Dataset,
     output: Output,
     weights: Annotated[Path | None, typer.Option(help="To start from; the bundle's by default.")] = None,
+    keep_known: Annotated[
+        bool, typer.Option("--keep-known", help="Also teach what the weights know, by their own masks made before.")
+    ] = False,
     overlay: Overlay = None,
     setting: Setting = None,
 ) -> None:
@@ -45,7 +48,23 @@ def finetune(
         if not first.is_file():
             raise InputError(f"no weights at {first}: name a checkpoint with --weights.")
         given = {**trained(output), "initial_weights": plain_path(first)}
-        start("training", ["train.json", "fine_tune.json"], dataset, overlay, setting, given)
+        configs = ["train.json", "fine_tune.json"]
+        if keep_known:
+            run_files(configs, overlay, dataset)  # nothing is segmented for a run that cannot start
+            given |= _with_known(dataset, output / "known", first, dict(map(parse_setting, setting or [])))
+        start("training", configs, dataset, overlay, setting, given)
+
+
+def _with_known(dataset: Path, output: Path, weights: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Label what the weights know; values of the config that train on it too, and still choose by the dataset alone."""
+    from boltzformer.apps.known_labels import label_known  # needs the network
+
+    split = {key: settings[key] for key in ("validation_share", "seed") if key in settings}
+    known = label_known(dataset, output, weights, **split)
+    return {
+        "dataset_dir": [plain_path(dataset), plain_path(known)],
+        "validate#dataset#data#dataset": plain_path(dataset),
+    }
 
 
 def evaluate(
