@@ -93,9 +93,15 @@ def test_objects_are_chosen_by_name_by_measure_or_all(tmp_path, checkpoint):
         chosen(recipe, ["liver"], {"liver"}, checkpoint)
 
 
-def test_nothing_found_is_nothing_to_keep(tmp_path, dataset, checkpoint):
-    for number in range(3):  # air, which is empty by rule
-        save_nifti(tmp_path / f"pt_{number}" / "ct.nii.gz", np.full((24, 20, 4), -1000, np.int16), AFFINE)
+def test_where_nothing_was_found_nothing_is_taught(tmp_path, dataset, checkpoint):
+    air = np.full((24, 20, 4), -1000, np.int16)  # empty by rule
+    for number in (2, 3):
+        save_nifti(tmp_path / f"pt_{number}" / "ct.nii.gz", air, AFFINE)
+    content = json.loads(label_known(dataset, tmp_path / "known", checkpoint).read_text())
+    assert [item["patient"] for item in content["training"]] == ["0", "1"]
+    assert [item["patient"] for item in content["validation"]] == ["3"], "or training would set others apart"
+    for number in (0, 1):
+        save_nifti(tmp_path / f"pt_{number}" / "ct.nii.gz", air, AFFINE)
     with pytest.raises(InputError, match="finds none of larynx, liver in its training images"):
         label_known(dataset, tmp_path / "known", checkpoint)
 
