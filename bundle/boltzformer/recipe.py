@@ -191,7 +191,7 @@ def check_override(
 
 
 def check_same_recipe(own: Mapping[str, Any], checkpoint: str | os.PathLike[str], override: Sequence[str]) -> None:
-    """Refuse to take a run up again with other settings of the input than it was begun with.
+    """Refuse to take a run up again with other settings of the input than it was begun with; tell of other data.
 
     Args:
         own: the recipe of the run that goes on.
@@ -201,10 +201,19 @@ def check_same_recipe(own: Mapping[str, Any], checkpoint: str | os.PathLike[str]
     Raises:
         InputError: names the first setting that differs, with both values.
     """
-    stated = (read_recipe(checkpoint) or {}).get("input", {})
+    earlier = read_recipe(checkpoint) or {}
+    stated = earlier.get("input", {})
     for name, value in own["input"].items():
         if _differs(stated.get(name), value):
             check_override(name, value, stated[name], checkpoint, override)
+    data, before = own.get("trained_on", {}), earlier.get("trained_on", {})
+    for name in ("datasets", "cases", "patients"):
+        if _differs(before.get(name), data.get(name)):
+            logger.warning(
+                "%s was begun with other data (%s: %s, now %s) and goes on with this: the result is not that of one run",
+                *(checkpoint, name, before[name], data.get(name)),
+            )
+            break
 
 
 def _differs(stated: Any, value: Any) -> bool:

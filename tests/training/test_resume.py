@@ -335,6 +335,19 @@ def test_another_window_is_refused_on_resume(make_run, tmp_path):
         other.trainer.run()
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_other_data_is_told_on_resume(make_run, tmp_path, caplog, told):
+    begun = {"datasets": ["own"], "cases": 17, "patients": 17, "objects": {}}
+    recipe = {"network": {"type": "Small"}, "input": {"window": "lung", "axis": 2, "num_adjacent": 0}}
+    first = make_run(tmp_path, max_epochs=1)
+    first.train_handlers[0].recipe = {**recipe, "trained_on": begun}
+    first.trainer.run()
+    other = make_run(tmp_path, max_epochs=2, resume=True)
+    other.train_handlers[0].recipe = {**recipe, "trained_on": {**begun, "cases": 34} if told else begun}
+    other.trainer.run()
+    assert ("begun with other data (cases: 17, now 34)" in caplog.text) == told
+
+
 def test_scaler_and_best_weights_are_restored(make_run, tmp_path):
     def scaler(scale):
         return torch.amp.GradScaler("cpu", init_scale=scale)
