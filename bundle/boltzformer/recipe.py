@@ -210,7 +210,7 @@ def check_same_recipe(own: Mapping[str, Any], checkpoint: str | os.PathLike[str]
     for name in ("datasets", "cases", "patients"):
         if _differs(before.get(name), data.get(name)):
             logger.warning(
-                "%s was begun with other data (%s: %s, now %s) and goes on with this: the result is not that of one run",
+                "%s was begun with other data (%s: %s, now %s) and goes on with this: the result is not one run's",
                 *(checkpoint, name, before[name], data.get(name)),
             )
             break
