@@ -58,3 +58,13 @@ def test_hints_where_settings_will_disappoint(data, start, rate, size, device, e
     hints = StartTable(data, data, nn.Linear(1, 1), settings, start).hints()
     assert len(hints) == len(expected)
     assert all(part in hint for part, hint in zip(expected, hints, strict=True))
+
+
+def test_what_the_start_knows_and_nobody_teaches_is_told(data):
+    def hints(*known: str) -> list[str]:
+        return StartTable(data, data, nn.Linear(1, 1), {"learning rate": 1e-4}, "model.pt", known).hints()
+
+    assert hints("Nodule", "vessel") == []
+    (hint,) = hints("nodule", "larynx", "mandible")
+    assert "knows larynx, mandible, which no case here labels" in hint
+    assert "--keep-known" in hint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ignite.distributed as idist
@@ -13,6 +13,7 @@ from monai.engines import Workflow
 from torch import nn
 
 from boltzformer.data.slice_dataset import SliceDataset
+from boltzformer.data.wordings import object_key
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class StartTable:
         settings: further lines, label to value; `learning rate`, `device` and `working size, px` are looked at for the
             hints.
         start: where the network's weights come from; None is a random start.
+        known: objects that these weights know.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class StartTable:
         network: nn.Module,
         settings: Mapping[str, Any] | None = None,
         start: str | None = None,
+        known: Iterable[str] = (),
     ) -> None:
         self.training = training
         self.validation = validation
         self.network = network
         self.settings = dict(settings or {})
         self.start = start
+        self.known = list(known)
 
     def attach(self, engine: Workflow) -> None:
         """Tell at the start of `engine`, the trainer."""
@@ -89,6 +93,12 @@ class StartTable:
         if str(self.settings.get("device", "")) == "cpu" and size >= LARGE_ON_CPU:
             found.append(
                 f"slices of {size} px take days on a CPU: leave out the network's overlay (256 px), or take a GPU"
+            )
+        taught = {object_key(name) for case in self.training.data for name in case["objects"].values()}
+        if forgotten := [name for name in self.known if object_key(name) not in taught]:
+            found.append(
+                f"the start knows {_listed(forgotten)}, which no case here labels: training makes it forget them. To "
+                "keep them: boltzformer finetune --keep-known (bundle/docs/training.md)"
             )
         return found
 
