@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import nibabel as nib
 import numpy as np
+from boltzformer.apps.service.scratch import LOCK
 
 from tests.fuzz import mutations as m
 from tests.fuzz.files import damaged_nifti, damaged_series
@@ -167,7 +168,7 @@ def _watched(sandbox: Sandbox, tools: Tools, work: Any) -> Finished:
     codes: list[int] = []
     done = tools.call(lambda: codes.append(work()))
     root = tools.service.app.state.jobs.root
-    left = sorted(root.iterdir())
+    left = sorted(path for path in root.iterdir() if path.name != LOCK)
     if left and codes:
         done.problems.append(f"left in the service's folder: {[path.name for path in left]}")
     for path in left:  # of the next input it would be said too

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 _NAME = "boltzformer-serve-"
-_LOCK = ".lock"
+LOCK = ".lock"
 _SECONDS = 10.0  # another service that starts holds a new lock for an instant, to find out
 
 
@@ -36,7 +36,7 @@ class Scratch:
             OSError: the folder cannot be made.
         """
         folder = Path(tempfile.mkdtemp(prefix=f"{_NAME}{os.getpid()}-"))
-        lock = FileLock(folder / _LOCK, thread_local=False)  # given back by the thread that stops the service
+        lock = FileLock(folder / LOCK, thread_local=False)  # given back by the thread that stops the service
         lock.acquire(timeout=_SECONDS)
         return cls(folder, lock)
 
@@ -54,11 +54,11 @@ def sweep() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_NAME}*"):
         if not hasattr(os, "getuid") or folder.is_symlink() or folder.lstat().st_uid != os.getuid():
             continue
-        if not (folder / _LOCK).exists():  # of an older version, or being made
+        if not (folder / LOCK).exists():  # of an older version, or being made
             if _is_dead(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             continue
-        lock = FileLock(folder / _LOCK)
+        lock = FileLock(folder / LOCK)
         try:
             lock.acquire(timeout=0)
         except (Timeout, OSError):
