@@ -128,7 +128,7 @@ def main(
     console.print(f"Picture:       {picture}")
     console.print(f"Mean Dice of {summary['overall']['n']} held-out slices: {summary['overall']['mean_dice']:.3f}")
     console.print(
-        "In slices without a nodule the phantoms' network marks something else, such as the liver: after some minutes of "
+        "In slices without a nodule the phantoms' network marks something else, such as the liver: after minutes of "
         "training it cannot tell yet that an object is absent. The shipped weights can."
     )
 
