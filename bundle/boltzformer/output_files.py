@@ -224,10 +224,13 @@ def _write_draft(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def _is_orphan(draft: Path) -> bool:
     """Whether the process that began a draft on this machine is gone."""
     match = re.fullmatch(rf"\.{_HOST}-(\d+)-.*{re.escape(DRAFT_SUFFIX)}", draft.name)
-    if match is None:
-        return False
+    return match is not None and is_gone(int(match[1]))
+
+
+def is_gone(process: int) -> bool:
+    """Whether no process of this machine has a number."""
     try:
-        os.kill(int(match[1]), 0)
+        os.kill(process, 0)
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):

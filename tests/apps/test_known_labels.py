@@ -118,3 +118,11 @@ def test_finetune_trains_on_both_and_chooses_by_its_own(tmp_path, dataset, check
     assert given["seed"] == 3
     shell("finetune", dataset, "-o", run, "--weights", checkpoint)
     assert started[1]["dataset_dir"] == str(dataset)
+
+
+def test_a_misspelt_setting_is_told_before_anything_is_segmented(tmp_path, dataset, checkpoint, shell, monkeypatch):
+    monkeypatch.setattr(known_labels, "run_batch", lambda *_, **__: pytest.fail("segmented before"))
+    arguments = ["-o", tmp_path / "run", "--weights", checkpoint, "--keep-known", "--set", "max_epoch=3"]
+    done = shell("finetune", dataset, *arguments)
+    assert done.exit_code == 2
+    assert "max_epochs" in done.output

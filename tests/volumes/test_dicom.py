@@ -189,6 +189,9 @@ def test_an_export_of_many_series_is_read_once_while_nothing_changes(tmp_path, m
     for uid in (*uids, *uids):
         assert len(find_series(tmp_path / "export", uid=uid).files) == 4
     assert len(read) == 12
+    for _ in range(2):
+        assert len(find_series(tmp_path / "apart" / "0").files) == 4
+    assert len(read) == 16
     gone, cut, *_ = sorted(file for file in (tmp_path / "export").iterdir() if file.name.startswith("2_"))
     gone.unlink()
     assert len(find_series(tmp_path / "export", uid=uids[2]).files) == 3

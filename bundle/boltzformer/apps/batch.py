@@ -22,7 +22,7 @@ from boltzformer.data.prompts import Prompt
 from boltzformer.error_report import find_input_error, reason_of
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
-from boltzformer.inference.formats import check_fits, output_formats, save_as
+from boltzformer.inference.formats import check_fits, format_of, save_as
 from boltzformer.output_files import check_apart, check_folder
 from boltzformer.volumes.dicom import find_series
 from boltzformer.volumes.nifti_files import check_present
@@ -114,9 +114,8 @@ def run_batch(
         InputError: nothing could start: an unknown format, an output folder that cannot be written, that
             holds an input, or that another run writes to, or a network that cannot be built.
     """
-    unknown = [name for name in request.formats if name not in output_formats()]
-    if unknown:
-        raise InputError(f"format {unknown[0]!r} is not known; choose among {', '.join(output_formats())}.")
+    for name in request.formats:
+        format_of(name)
     check_folder(output_dir)
     check_apart(output_dir, [case["image"] for case in cases])
     with _only_writer(output_dir):

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import torch
 import typer
+from scipy import special
 from scipy.optimize import minimize_scalar
 
 from boltzformer.apps.console import one_line_errors
@@ -140,17 +141,15 @@ def calibrate(
     present = np.array([row["label_pixels"] > 0 for row in rows])
     if present.all() or not present.any():
         raise InputError("calibration needs slices with the objects and slices without: evaluate whole volumes")
-    clipped = probability.clip(1e-6, 1 - 1e-6)
-    logit = np.log(clipped / (1 - clipped)) * old_temperature
-    own = np.array([row.get("alone", row["existence"]) for row in rows], dtype=np.float64).clip(1e-6, 1 - 1e-6)
+    own = np.array([row.get("alone", row["existence"]) for row in rows], dtype=np.float64)
+    logit, own_logit = (old_temperature * special.logit(p.clip(1e-6, 1 - 1e-6)) for p in (probability, own))
     sign = np.where(present, 1.0, -1.0)
 
     def loss(temperature: float) -> float:
         return float(np.logaddexp(0, -sign * logit / temperature).mean())
 
     temperature = float(minimize_scalar(loss, bounds=TEMPERATURES, method="bounded").x)
-    calibrated = 1 / (1 + np.exp(-logit / temperature))
-    alone = 1 / (1 + (own / (1 - own)) ** (-old_temperature / temperature))
+    calibrated, alone = (special.expit(one / temperature) for one in (logit, own_logit))
     scored = [
         {**row, "existence": float(p), "alone": float(q)} for row, p, q in zip(rows, calibrated, alone, strict=True)
     ]

@@ -16,6 +16,7 @@ from boltzformer.apps.batch import FAILED, CaseResult, Request, run_batch
 from boltzformer.apps.release import NAME, bundle_version, weights_checksum
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.cases import load_cases
+from boltzformer.data.derived import about_image
 from boltzformer.data.prompts import make_prompts
 from boltzformer.data.wordings import object_key
 from boltzformer.errors import InputError
@@ -25,7 +26,6 @@ from boltzformer.recipe import Recipe, recipe_for
 from boltzformer.settings import nearest
 from boltzformer.volumes.names import case_name
 from boltzformer.volumes.segmented import Algorithm
-from boltzformer.volumes.spacing import has_spacing
 
 DATALIST = "known.json"
 _SECTIONS = ("training", "validation")
@@ -127,9 +127,7 @@ def _images(section: str, cases: Sequence[dict[str, Any]]) -> list[dict[str, Any
 
 
 def _item(case: dict[str, Any]) -> dict[str, Any]:
-    own = {key: case[key] for key in ("patient", "modality", "body_part", "window") if case.get(key)}
-    files = {"image": case["image"], "label": f"{case['case']}.nii.gz"}
-    return {**files, **own, **({} if has_spacing(case) else {"spacing": "unknown"})}
+    return {"image": case["image"], "label": f"{case['case']}.nii.gz", **about_image(case)}
 
 
 def _segmenter(weights: Path) -> Segmenter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,22 +49,18 @@ def finetune(
             raise InputError(f"no weights at {first}: name a checkpoint with --weights.")
         given = {**trained(output), "initial_weights": plain_path(first)}
         configs = ["train.json", "fine_tune.json"]
-        if keep_known:
-            run_files(configs, overlay, dataset)  # nothing is segmented for a run that cannot start
-            given |= _with_known(dataset, output / "known", first, dict(map(parse_setting, setting or [])))
-        start("training", configs, dataset, overlay, setting, given)
+        if not keep_known:
+            start("training", configs, dataset, overlay, setting, given)
+            return
+        from boltzformer.apps.known_labels import DATALIST, label_known  # needs the network
 
+        def label(values: dict[str, Any]) -> None:
+            split = {key: values[key] for key in ("validation_share", "seed") if key in values}
+            label_known(dataset, output / "known", first, **split)
 
-def _with_known(dataset: Path, output: Path, weights: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Label what the weights know; values of the config that train on it too, and still choose by the dataset alone."""
-    from boltzformer.apps.known_labels import label_known  # needs the network
-
-    split = {key: settings[key] for key in ("validation_share", "seed") if key in settings}
-    known = label_known(dataset, output, weights, **split)
-    return {
-        "dataset_dir": [plain_path(dataset), plain_path(known)],
-        "validate#dataset#data#dataset": plain_path(dataset),
-    }
+        given["dataset_dir"] = [plain_path(dataset), plain_path(output / "known" / DATALIST)]
+        given["validate#dataset#data#dataset"] = plain_path(dataset)  # what is new chooses the best epoch
+        start("training", configs, dataset, overlay, setting, given, label)
 
 
 def evaluate(
@@ -90,6 +86,7 @@ def start(
     overlays: list[str] | None,
     settings: list[str] | None,
     given: dict[str, Any],
+    before: Callable[[dict[str, Any]], None] = lambda values: None,
 ) -> None:
     """Run a config of the bundle.
 
@@ -100,6 +97,7 @@ def start(
         overlays: names in `configs/`, or paths.
         settings: `key=value` texts.
         given: values of further keys.
+        before: gets all values, once they were checked and before the run.
 
     Raises:
         InputError: a file is missing, a setting is no plain value, or a key is not known.
@@ -108,6 +106,7 @@ def start(
     values = {"bundle_root": plain_path(bundle_folder()), "dataset_dir": plain_path(dataset), **given}
     values.update(parse_setting(text) for text in settings or [])
     check_run(files, values, "--set ")
+    before(values)
     run(run_id=run_id, config_file=[str(file) for file in files], **values)
 
 

@@ -25,7 +25,8 @@ from boltzformer.volumes.names import case_name, check_names
 from boltzformer.volumes.spacing import has_spacing
 
 _SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-_KEPT = ("patient", "modality", "body_part", "prompts", "annotated", "window")
+_OF_THE_IMAGE = ("patient", "modality", "body_part", "window")
+_OF_ITS_LABELS = ("prompts", "annotated")
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,13 @@ def write_datalist(cases: Sequence[Mapping[str, Any]], path: Path) -> Path:
 
 def _item(case: Mapping[str, Any]) -> dict[str, Any]:
     """What a datalist says of a case, but for its files."""
-    item: dict[str, Any] = {key: case[key] for key in _KEPT if key in case}
-    item["labels"] = {str(value): name for value, name in case["objects"].items()}
+    item = about_image(case) | {key: case[key] for key in _OF_ITS_LABELS if key in case}
+    return item | {"labels": {str(value): name for value, name in case["objects"].items()}}
+
+
+def about_image(case: Mapping[str, Any]) -> dict[str, Any]:
+    """What a datalist says of a case's image, whatever is labelled in it."""
+    item = {key: case[key] for key in _OF_THE_IMAGE if key in case}
     return item | ({} if has_spacing(case) else {"spacing": "unknown"})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -63,35 +62,13 @@ def has_dicom(folder: str | Path) -> bool:
 
 
 def survey_tree(folder: str | Path) -> FolderContents:
-    """Look at every file in a folder and its folders, not in hidden ones; a link to a folder is told, not followed.
-
-    An export of many series in one folder is asked for again with each of them: while no file changes, it is read once.
-    """
-    return merge([_survey_tree(str(folder), _state_of(folder))])
-
-
-@lru_cache(maxsize=1)
-def _survey_tree(folder: str, state: frozenset[tuple[str | int, ...]]) -> FolderContents:
+    """Look at every file in a folder and its folders, not in hidden ones; a link to a folder is told, not followed."""
     parts = []
     for place, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         links = [Path(place, name) for name in folders if os.path.islink(os.path.join(place, name))]
         parts += [survey_folder(Path(place)), FolderContents(others=dict.fromkeys(links, _LINK))]
     return merge(parts)
-
-
-def _state_of(folder: str | Path) -> frozenset[tuple[str | int, ...]]:
-    """Path, inode, size and time of the last change of everything below a folder."""
-    state: set[tuple[str | int, ...]] = set()
-    for place, folders, files in os.walk(folder):
-        for path in (os.path.join(place, name) for name in (*folders, *files)):
-            try:
-                found = os.stat(path)
-            except OSError:  # a link to what is not there
-                state.add((path,))
-                continue
-            state.add((path, found.st_ino, found.st_size, found.st_ctime_ns))
-    return frozenset(state)
 
 
 def find_series(folder: str | Path, uneven_spacing: str = "refuse", uid: str = "") -> DicomSeries:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import pydicom
@@ -51,18 +52,36 @@ def survey_folder(folder: Path) -> FolderContents:
     a maker's own class without Rows and Columns (Siemens' PhoenixZIPReport) is no slice, except beside images of that
     class.
 
+    A folder is asked for several times with each series in it: while no file changes, it is read once.
+
     Args:
         folder: not searched any deeper; hidden files are left out.
 
     Returns:
         every file in one of three groups.
     """
+    files = tuple(
+        file for file in sorted(Path(folder).iterdir()) if not file.name.startswith(".") and not file.is_dir()
+    )
+    return merge([_survey(files, tuple(map(_state_of, files)))])
+
+
+def _state_of(file: Path) -> tuple[int, ...]:
+    """Inode, size and time of the last change."""
+    try:
+        found = file.stat()
+    except OSError:  # a link to what is not there
+        return ()
+    return (found.st_ino, found.st_size, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=1)
+def _survey(files: tuple[Path, ...], state: tuple[tuple[int, ...], ...]) -> FolderContents:
+    """The files of a folder, sorted; of one state, which is not looked at."""
     contents = FolderContents()
     doubtful: dict[Path, str] = {}
     private: dict[Path, Dataset] = {}
-    for file in sorted(Path(folder).iterdir()):
-        if file.name.startswith(".") or file.is_dir():
-            continue
+    for file in files:
         _sort_in(file, contents, doubtful, private)
     _sort_in_private(private, contents)
     patterns = {_pattern(file) for file in contents.images}

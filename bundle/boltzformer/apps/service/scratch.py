@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from boltzformer.output_files import is_gone
+
 _NAME = "boltzformer-serve-"
 LOCK = ".lock"
 _SECONDS = 10.0  # another service that starts holds a new lock for an instant, to find out
@@ -55,7 +57,8 @@ def sweep() -> None:
         if not hasattr(os, "getuid") or folder.is_symlink() or folder.lstat().st_uid != os.getuid():
             continue
         if not (folder / LOCK).exists():  # of an older version, or being made
-            if _is_dead(folder):
+            match = re.match(rf"{_NAME}(\d+)-", folder.name)
+            if match is not None and is_gone(int(match[1])):
                 shutil.rmtree(folder, ignore_errors=True)
             continue
         lock = FileLock(folder / LOCK)
@@ -65,16 +68,3 @@ def sweep() -> None:
             continue
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
-
-
-def _is_dead(folder: Path) -> bool:
-    match = re.match(rf"{_NAME}(\d+)-", folder.name)
-    if match is None:
-        return False
-    try:
-        os.kill(int(match[1]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False

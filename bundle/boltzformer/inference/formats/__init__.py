@@ -16,7 +16,7 @@ from boltzformer.inference.formats.output_format import OutputFormat
 from boltzformer.volumes.segmented import SegmentedVolume
 from boltzformer.volumes.volume import Volume
 
-__all__ = ["OutputFormat", "check_fits", "output_formats", "save_as"]
+__all__ = ["OutputFormat", "check_fits", "format_of", "output_formats", "save_as"]
 
 
 @cache
@@ -25,6 +25,17 @@ def output_formats() -> dict[str, OutputFormat]:
     modules = [import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
     found = [module.FORMAT for module in modules if hasattr(module, "FORMAT")]
     return {known.name: known for known in sorted(found, key=lambda known: known.name)}
+
+
+def format_of(name: str) -> OutputFormat:
+    """The format of a name.
+
+    Raises:
+        InputError: an unknown format.
+    """
+    if name not in output_formats():
+        raise InputError(f"format {name!r} is not known; choose among {', '.join(output_formats())}.")
+    return output_formats()[name]
 
 
 def check_fits(volume: Volume, names: Iterable[str]) -> None:
@@ -38,7 +49,7 @@ def check_fits(volume: Volume, names: Iterable[str]) -> None:
         InputError: an unknown format, or one that does not fit the volume.
     """
     for name in names:
-        _known(name).check(volume)
+        format_of(name).check(volume)
 
 
 def save_as(volume: SegmentedVolume, name: str, folder: Path) -> list[Path]:
@@ -55,10 +66,4 @@ def save_as(volume: SegmentedVolume, name: str, folder: Path) -> list[Path]:
     Raises:
         InputError: an unknown format, one that does not fit the volume, or a file that cannot be written.
     """
-    return _known(name).write(volume, Path(folder))
-
-
-def _known(name: str) -> OutputFormat:
-    if name not in output_formats():
-        raise InputError(f"format {name!r} is not known; choose among {', '.join(output_formats())}.")
-    return output_formats()[name]
+    return format_of(name).write(volume, Path(folder))
