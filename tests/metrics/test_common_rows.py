@@ -8,13 +8,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from boltzformer.data.cases import load_cases
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.errors import InputError
+from boltzformer.manifest import Manifest
 from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.files import read_csv
 from boltzformer.metrics.handlers import SizeBucketDiceHandler
+from boltzformer.metrics.handlers.account import EvaluationAccount
 from boltzformer.metrics.measures.cases import LabelledCase
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.metrics.measures.rows import SLICE_KEY, key_of
@@ -81,6 +84,22 @@ def test_a_comparison_of_the_two_finds_every_slice(dataset, exact_predictions, t
     assert (
         f"Left out of the comparison: {gone} slices scored in the earlier evaluation alone" in capsys.readouterr().out
     )
+
+
+def test_formats_other_than_nifti_name_a_case_alike(dataset, tmp_path):
+    for path in sorted(dataset.glob("*/*.nii.gz")):
+        image = sitk.ReadImage(str(path))
+        sitk.WriteImage(image, str(path.with_name(path.name.replace(".nii.gz", ".nrrd"))))
+    content = (dataset / "dataset.json").read_text()
+    (dataset / "dataset.json").write_text(content.replace(".nii.gz", ".nrrd"))
+    cases = load_cases(dataset, "validation")
+    named = {LabelledCase.from_dict(case).name for case in cases}
+    assert {row["case"] for row in score_slices(dataset, tmp_path / "training")} == named
+    scored = SizeBucketDiceHandler()
+    scored.rows = [{"dataset": "set", "case": name} for name in named]
+    manifest = Manifest("evaluation", tmp_path, None, {})
+    EvaluationAccount(cases, scored, manifest)._write(None)
+    assert [entry.status for entry in manifest.entries] == ["done", "done"]
 
 
 def garbage(folder: Path, text: str | bytes) -> Path:

@@ -83,6 +83,40 @@ def test_the_command_itself(dataset, exact_predictions, tmp_path):
     assert "report.html" in done.stdout
 
 
+def test_images_of_one_name_have_a_report_too(dataset, exact_predictions, tmp_path):
+    content = json.loads((dataset / "dataset.json").read_text())
+    content["validation"] = [{**item, "image": f"pt_{i}/ct.nii.gz"} for i, item in enumerate(content["validation"])]
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    done = run(exact_predictions, dataset, "--output-dir", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png") == 6
+    account = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [(entry["name"], entry["status"]) for entry in account["entries"]] == [
+        (f"case_{i}", "done") for i in range(3)
+    ]
+
+
+def test_a_comparison_that_cannot_be_made_takes_nothing_else(dataset, exact_predictions, tmp_path):
+    out = tmp_path / "out"
+    done = run(exact_predictions, dataset, "--output-dir", out, "--compare-to", tmp_path / "typo")
+    assert done.exit_code == 2
+    assert "typo/slices.csv" in done.stderr
+    assert not out.exists()  # said before any work
+    assert run(exact_predictions, dataset, "--output-dir", tmp_path / "one").exit_code == 0
+    assert run(exact_predictions, dataset, "--output-dir", out, "--compare-to", tmp_path / "one").exit_code == 0
+    content = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "dataset.json").write_text(json.dumps({**content, "name": "other"}))
+    (exact_predictions / "case_1.nii.gz").write_bytes(b"no volume")
+    done = run(exact_predictions, dataset, "--output-dir", out, "--compare-to", tmp_path / "one")
+    assert done.exit_code == 2
+    assert "no scored row in common" in done.stderr
+    assert "case_1.nii.gz" in done.stderr
+    assert not (out / "comparison.json").exists()  # that of the run before
+    assert "other" in json.loads((out / "summary.json").read_text())["slices"]["datasets"]
+    assert "other / liver lesion" in (out / "report.html").read_text()
+    assert json.loads((out / "manifest.json").read_text())["failed"] == 1
+
+
 def test_plain_folder_needs_names(labels_dir, exact_predictions, tmp_path):
     done = run(exact_predictions, labels_dir, "--output-dir", tmp_path / "out")
     assert done.exit_code == 2

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from boltzformer.errors import InputError
-from boltzformer.metrics.evaluation import evaluate_folder
+from boltzformer.metrics.evaluation import evaluate_folder, told_apart
 from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
 from boltzformer.metrics.measures.evaluation import Evaluation
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
@@ -305,6 +305,37 @@ def test_images_of_one_name_leave_the_cases_apart(labels_dir, exact_predictions,
     found = evaluate_folder(named, PredictionFolder(exact_predictions), read_volume)
     assert found.failures == []
     assert {row["case"] for row in found.volumes} == {"case_0", "case_1", "case_2"}
+
+
+def test_sequences_that_share_a_label_map_have_predictions_of_their_own(labels_dir, tmp_path, make_volume):
+    """The label map is named after the first sequence; nothing was found in the second."""
+    path = labels_dir / "case_0.nii.gz"
+    for value, name in OBJECTS.items():
+        for case, found in (("case_0", 1), ("case_0_t2", 0)):
+            mask = (load(path) == value).astype(np.uint8) * found
+            make_volume(tmp_path / "p" / case / f"{name.replace(' ', '_')}.nii.gz", mask)
+    two = [LabelledCase(path, OBJECTS, "set", "a", tmp_path / f"{name}.nii.gz") for name in ("case_0", "Case-0_T2")]
+    found = evaluate_folder(two, PredictionFolder(tmp_path / "p"), read_volume)
+    assert found.failures == []
+    assert {(row["case"], row["dice"]) for row in found.volumes} == {("case_0", 1), ("Case-0_T2", 0)}
+    write_report(tmp_path / "report.html", found, told_apart(two), PredictionFolder(tmp_path / "p"), read_volume)
+    (tmp_path / "p" / "case_0_t2").rename(tmp_path / "elsewhere")
+    found = evaluate_folder(two, PredictionFolder(tmp_path / "p"), read_volume)
+    assert [failure["case"] for failure in found.failures] == ["Case-0_T2", "Case-0_T2"]
+
+
+def test_the_false_positive_volume_is_a_mean_over_known_voxel_sizes(labels_dir, tmp_path, make_volume):
+    """A spleen that is nowhere, of which the second prediction has some; the voxel size of neither is known."""
+    listed = cases(labels_dir)[:2]
+    for i, case in enumerate(listed):
+        label = load(case.label)
+        make_volume(tmp_path / "p" / f"{case.name}.nii.gz", np.where(label, label, 3 * i).astype(np.uint8))
+    objects = {**OBJECTS, 3: "spleen"}
+    listed = [replace(case, objects=objects, annotated=frozenset({3}), spacing_known=False) for case in listed]
+    found = evaluate_folder(listed, PredictionFolder(tmp_path / "p"), read_volume)
+    negatives = found.summary["volumes"]["overall"]["negatives"]
+    assert (negatives["n"], negatives["with_false_positives"]) == (2, 1)
+    assert negatives["mean_false_positive_mm3"] is None  # not 0, the mean over the empty one
 
 
 def test_intervals_and_calibration_folds_go_by_patient_not_by_case(labels_dir, tmp_path, make_volume):

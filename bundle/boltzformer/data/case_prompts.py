@@ -13,6 +13,7 @@ from boltzformer.data.prompts import Prompt
 from boltzformer.data.wordings import WordingBook, object_key
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
+from boltzformer.volumes.names import case_name as name_of_file
 
 NO_VALUE = -1
 """In place of a label value: what is foreign has none."""
@@ -91,7 +92,7 @@ def complete_case(case: Mapping[str, Any], unnamed: Sequence[Prompt], modality: 
 
 def case_name(case: Mapping[str, Any]) -> str:
     """Give the image's file name without its ending, as items and result files name a case."""
-    return Path(case["image"]).name.removesuffix(".gz").removesuffix(".nii")
+    return name_of_file(case["image"])
 
 
 def _wordings(case: Mapping[str, Any], book: WordingBook) -> dict[int, list[str]]:

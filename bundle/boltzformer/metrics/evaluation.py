@@ -59,18 +59,18 @@ def evaluate_folder(
 
 
 def told_apart(cases: Sequence[LabelledCase]) -> Sequence[LabelledCase]:
-    """Cases whose names differ: after their images, or after their labels where images share a name.
+    """Cases whose names differ, each with the names of all: after their images, or after their labels.
 
-    Images of one name lie in folders of their own (pt_1/ct.nii.gz); then only the labels tell the cases apart.
+    Images that share a name lie in folders of their own (pt_1/ct.nii.gz); then only the labels tell the cases apart.
 
     Raises:
         InputError: two cases share a name.
     """
     repeated = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
-    if not repeated:
-        return cases
-    if len({case.names[0] for case in cases}) == len(cases):
-        return [replace(case, name=case.names[0]) for case in cases]
+    if not repeated or len({case.names[0] for case in cases}) == len(cases):
+        named = [replace(case, name=case.names[0]) for case in cases] if repeated else cases
+        others = frozenset([*repeated, *(case.name for case in named)])
+        return [replace(case, others=case.others | others) for case in named]
     first, second = [case.image or case.label for case in cases if case.name == repeated[0]][:2]
     raise InputError(
         f"{first} and {second} share the name {repeated[0]}, and not all label maps have names of their own: rename "

@@ -11,8 +11,8 @@ from ignite.engine import Engine, Events
 
 from boltzformer.manifest import DONE, SKIPPED, Entry, Manifest
 from boltzformer.metrics.handlers.rows import RowHandler
-from boltzformer.metrics.measures.prediction_files import strip_extension
 from boltzformer.output_files import check_folder
+from boltzformer.volumes.names import case_name
 
 
 class EvaluationAccount:
@@ -42,7 +42,7 @@ class EvaluationAccount:
             return
         scored = {(row["dataset"], row["case"]) for row in self.rows.rows}
         for case in self.cases:
-            name = strip_extension(Path(case["image"]).name) or Path(case["image"]).stem
+            name = case_name(case["image"])
             known = (case["dataset"], name) in scored
             reason = "" if known else "no slice of it holds an object, and none was drawn as a negative"
             files = tuple(Path(case[key]) for key in ("image", "label") if case.get(key))

@@ -20,12 +20,13 @@ from boltzformer.metrics.grids import Reader, Volume, check_grid, to_ras, whole_
 from boltzformer.metrics.measures.calibration import Calibration
 from boltzformer.metrics.measures.catalogue import EXISTENCE_THRESHOLD, TOLERANCES_MM, Catalogue
 from boltzformer.metrics.measures.lesions import LesionRule, lesion_rows
-from boltzformer.metrics.measures.prediction_files import Prediction, PredictionFolder, strip_extension
+from boltzformer.metrics.measures.prediction_files import Prediction, PredictionFolder, lookup_key
 from boltzformer.metrics.measures.rows import LesionRow, Place, SliceRow, VolumeRow, object_name
 from boltzformer.metrics.measures.size_buckets import MISSED_BELOW_DICE
 from boltzformer.metrics.measures.slices import count_volume, slice_row
 from boltzformer.metrics.measures.surfaces import bounding_box
 from boltzformer.metrics.measures.volumes import VolumeMasks, other_side_of, volume_row
+from boltzformer.volumes.names import case_name
 from boltzformer.volumes.spacing import has_spacing
 
 CALIBRATION_MARGIN_MM = 10.0
@@ -44,6 +45,8 @@ class LabelledCase:
             label, is a negative. Any other absent object may merely not be drawn, and is left out.
         spacing_known: whether the voxel size in the files means something; else nothing is measured in mm.
         name: for the rows; the image file's name without extension by default, or the label's without an image.
+        others: names of the other cases. A prediction of that name is theirs, also where this one's label file is
+            called so: several sequences may share a label map that is named after one of them.
     """
 
     label: Path
@@ -54,6 +57,7 @@ class LabelledCase:
     annotated: frozenset[int] = frozenset()
     name: str = ""
     spacing_known: bool = True
+    others: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         # after the image, as `SliceDataset` names a case, so that rows of training and of files share their key
@@ -83,9 +87,15 @@ class LabelledCase:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What predictions of this case may be called: after the label file, or after the image file."""
+        """After the label file, and after the image file."""
         files = (self.label,) if self.image is None else (self.label, self.image)
-        return tuple(dict.fromkeys(strip_extension(file.name) or file.stem for file in files))
+        return tuple(dict.fromkeys(case_name(file) for file in files))
+
+    @property
+    def prediction_names(self) -> tuple[str, ...]:
+        """What predictions of this case may be called: one of `names` that is no other case's."""
+        taken = {lookup_key(name) for name in self.others} - {lookup_key(self.name)}
+        return tuple(name for name in self.names if lookup_key(name) not in taken) or (self.name,)
 
 
 @dataclass(frozen=True)
@@ -150,10 +160,10 @@ def evaluate_case(
             result.left_out.append(name)
             continue
         try:
-            prediction = predictions.find(case.names, name, value)
+            prediction = predictions.find(case.prediction_names, name, value)
             pred = read_prediction(prediction, case, label, read, loaded)
             probability = _read_probability(prediction, case, label, read)
-            existence = predictions.existence(case.names, name, settings.axis)
+            existence = predictions.existence(case.prediction_names, name, settings.axis)
             _score(result, case, name, (pred, truth), label, settings, probability, existence)
         except InputError as error:
             result.failures.append({"case": case.name, "object": name, "error": str(error)})

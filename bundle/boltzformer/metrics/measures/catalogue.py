@@ -171,8 +171,8 @@ def volume_measures(tolerances_mm: Sequence[float], missed_below: float) -> tupl
         ),
         Measure(
             "negatives.mean_false_positive_mm3", "false-positive volume", "false_positive_mm3",
-            lambda v: None if v.positive else v.predicted_mm3, mean_of("false_positive_mm3"), style="brief",
-            unit="mm³", better="lower", in_tables=False, compared=False,
+            _false_mm3, mean_of("false_positive_mm3"), style="brief", unit="mm³", better="lower", in_tables=False,
+            compared=False,
         ),
     )  # fmt: skip
 
@@ -227,6 +227,11 @@ def _missed(counts: SliceCounts, below: float) -> int | None:
 
 def _false_mm2(counts: SliceCounts) -> float | None:
     return None if counts.present or counts.pixel_mm2 is None else counts.predicted * counts.pixel_mm2
+
+
+def _false_mm3(masks: VolumeMasks) -> float | None:
+    # not even 0 where the voxel size is not known: a mean in mm³ over such volumes would be one over the empty alone
+    return None if masks.positive or masks.spacing is None else masks.predicted_mm3
 
 
 def _gated_dice(threshold: float, row: Row) -> tuple[float, float] | None:

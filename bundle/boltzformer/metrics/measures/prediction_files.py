@@ -69,7 +69,7 @@ class PredictionFolder:
             # hidden files are drafts of a run that still writes or was killed, or macOS's companions (._x.nii.gz)
             hidden = any(part.startswith(".") for part in relative.parts)
             if stem is not None and not hidden and path.is_file() and stem.count("/") <= 1:
-                self.files.setdefault(_key(stem), []).append(path)
+                self.files.setdefault(lookup_key(stem), []).append(path)
         if cases is not None:
             others = set(self.without_label(cases))
             self.files = {stem: paths for stem, paths in self.files.items() if not others.issuperset(paths)}
@@ -95,7 +95,7 @@ class PredictionFolder:
                 return Prediction(path, None, self._probability(stem))
         for case in names:
             path = self._file(case)
-            if path is not None and _key(case) not in self.folders:
+            if path is not None and lookup_key(case) not in self.folders:
                 return Prediction(path, value, self._probability(f"{case}_{own}"))
         case, slug = names[0], re.sub(r"[ -]+", "_", own)
         raise InputError(
@@ -120,7 +120,7 @@ class PredictionFolder:
         Raises:
             InputError: a sidecar that cannot be read.
         """
-        own = _key(self.aliases.get(object_name, object_name))
+        own = lookup_key(self.aliases.get(object_name, object_name))
         for path in (self.folder / f"{case}.json" for case in names):
             if not path.is_file():
                 continue
@@ -128,12 +128,12 @@ class PredictionFolder:
             if not isinstance(notes, dict) or notes.get("slice_axis") != axis:
                 continue
             for entry in notes.get("labels", []):
-                if _key(str(entry.get("name", ""))) == own and entry.get(key):
+                if lookup_key(str(entry.get("name", ""))) == own and entry.get(key):
                     return [float(p) for p in entry[key]]
         return None
 
     def _file(self, stem: str) -> Path | None:
-        paths = self.files.get(_key(stem), [])
+        paths = self.files.get(lookup_key(stem), [])
         if len(paths) > 1:
             names = " and ".join(str(path) for path in paths)
             raise InputError(f"{names} have one name but for extension, case and spaces: keep the one to score")
@@ -145,7 +145,7 @@ class PredictionFolder:
 
     def without_label(self, cases: Iterable[str]) -> list[Path]:
         """Volumes that belong to none of the cases: predictions whose label is missing."""
-        known = {_key(case) for case in cases}
+        known = {lookup_key(case) for case in cases}
 
         def belongs(stem: str) -> bool:
             top = stem.split("/")[0]
@@ -162,5 +162,6 @@ def strip_extension(name: str) -> str | None:
     return None
 
 
-def _key(stem: str) -> str:
+def lookup_key(stem: str) -> str:
+    """A name without regard to case, and with spaces, underscores and hyphens alike."""
     return re.sub(r"[\s_-]+", "_", stem.casefold())

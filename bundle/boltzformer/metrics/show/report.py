@@ -141,7 +141,7 @@ def _worst_cases(
         case = by_name[row["case"]]
         value = next(v for v, name in case.objects.items() if name == row["object"])
         label = read_label(case, read)
-        pred = read_prediction(predictions.find(case.names, row["object"], value), case, label, read)
+        pred = read_prediction(predictions.find(case.prediction_names, row["object"], value), case, label, read)
         image, note = None, ""
         if case.image is not None:
             try:

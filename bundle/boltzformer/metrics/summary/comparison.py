@@ -8,6 +8,7 @@ from typing import Any
 
 from boltzformer.errors import InputError
 from boltzformer.metrics.files import read_csv
+from boltzformer.metrics.measures.catalogue import Catalogue
 from boltzformer.metrics.measures.evaluation import FILES, Evaluation
 from boltzformer.metrics.measures.measure import Measure
 from boltzformer.metrics.measures.rows import SLICE_KEY, VOLUME_KEY, Row
@@ -35,7 +36,7 @@ def compare_with(evaluation: Evaluation, folder: str | Path) -> dict[str, Any]:
         InputError: where a file is missing or damaged, or the two share no rows.
     """
     folder, catalogue = Path(folder), evaluation.settings.catalogue
-    slices = _read_rows(folder / FILES["slices"], SLICE_KEY, "area_percent", catalogue.slices)
+    slices, volumes = read_earlier(folder, catalogue)
     joined = paired_rows(slices, evaluation.slices)
     known = [sum(as_number(row["dice"]) is not None for row in rows) for rows in (slices, evaluation.slices)]
     alone = {"only_first": known[0] - len(joined), "only_second": known[1] - len(joined)}
@@ -43,11 +44,20 @@ def compare_with(evaluation: Evaluation, folder: str | Path) -> dict[str, Any]:
     others = [measure for measure in catalogue.slices if measure.column != "dice"]
     result["slices"] = _lines(others, slices, evaluation.slices, SLICE_KEY, "area_percent")
     result["volumes"] = {}
-    file = folder / FILES["volumes"]
-    if file.exists():
-        volumes = _read_rows(file, VOLUME_KEY, "label_mm3", catalogue.volumes)
+    if volumes is not None:
         result["volumes"] = _lines(catalogue.volumes, volumes, evaluation.volumes, VOLUME_KEY, "label_mm3")
     return result
+
+
+def read_earlier(folder: Path, catalogue: Catalogue) -> tuple[list[dict[str, str]], list[dict[str, str]] | None]:
+    """Slice and volume rows of an earlier evaluation; None for volumes where it scored slices only.
+
+    Raises:
+        InputError: where a file is missing or damaged.
+    """
+    slices = _read_rows(folder / FILES["slices"], SLICE_KEY, "area_percent", catalogue.slices)
+    file = folder / FILES["volumes"]
+    return slices, _read_rows(file, VOLUME_KEY, "label_mm3", catalogue.volumes) if file.exists() else None
 
 
 def _lines(
