@@ -143,6 +143,14 @@ def test_other_words_for_a_body_part(part, name):
     assert IntensityWindow("auto").resolve("CTA", part) == CT_WINDOWS[name]
 
 
+@pytest.mark.parametrize(
+    ("said", "trained", "warned"), [("MR", ["CT"], True), ("CT", ["CT"], False), ("MR", [], False)]
+)
+def test_a_modality_that_the_network_has_not_seen_is_told(said, trained, warned, caplog):
+    IntensityWindowd("image", "auto", trained_modalities=trained)({"image": CT, "modality": said})
+    assert ("trained on CT alone" in caplog.text) == warned
+
+
 def test_config_then_item_then_metadata_give_modality_and_body_part():
     volume = MetaTensor(torch.as_tensor(CT), meta={"modality": "CT", "body_part": "LIVER"})
     liver = IntensityWindowd("image", "auto")({"image": volume})["image"]

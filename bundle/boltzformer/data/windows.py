@@ -233,6 +233,7 @@ class IntensityWindowd(MapTransform):
         allow_missing_keys: see `monai.transforms.MapTransform`.
         deferred: leave the voxels and write the limits into the volume's metadata, under `WINDOW_LIMITS`.
         default_modality: taken, with a warning, where nothing says a modality and the window needs one; empty refuses.
+        trained_modalities: those that the network has seen; a volume of another one brings a warning. Empty: not known.
 
     Raises:
         InputError: see `IntensityWindow`; on a call, "auto" with no modality.
@@ -248,8 +249,10 @@ class IntensityWindowd(MapTransform):
         allow_missing_keys: bool = False,
         default_modality: str = "",
         deferred: bool = False,
+        trained_modalities: Sequence[str] = (),
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        self.trained_modalities = {normal_modality(one) for one in trained_modalities}
         self.deferred = deferred
         self.window = IntensityWindow(window, percentiles)
         self.modality = normal_modality(modality)
@@ -268,6 +271,11 @@ class IntensityWindowd(MapTransform):
             if not modality and self.default_modality and window.window == "auto":
                 modality = self.default_modality
                 logger.warning("%s: says no modality, taken as %s, which the network was trained on", name, modality)
+            if modality and self.trained_modalities and modality not in self.trained_modalities:
+                seen = " and ".join(sorted(self.trained_modalities))
+                logger.warning(
+                    "%s: is %s, but the network was trained on %s alone: expect no useful mask", name, modality, seen
+                )
             low, high = window.limits(modality, part, volume=item[key])
             self._tell(item[key], name, modality, part, (low, high), window)
             item[key] = _noted(item[key], low, high) if self.deferred else apply_window(item[key], low, high)
