@@ -33,6 +33,7 @@ def shipped_network_weights(path: Path, seed: int = 0) -> Path:
     recipe = {
         "network": record_definition(network, BUNDLE / "models"),
         "input": {"window": "auto", "axis": 2, "num_adjacent": 0, "pixel_size_mm": None},
+        "thresholds": {"far_prompt": 0.4},
         "trained_on": {
             "modalities": ["CT"],
             "objects": {"left parotid gland": ["left parotid gland in head and neck CT"], "larynx": ["larynx"]},

@@ -90,6 +90,10 @@ def test_segments_are_named_after_the_prompts(client, segmenter, studies):
     assert present
     assert told["label_names"] == {prompts[value - 1]: value for value in present}
     assert [finding["prompt"] for finding in told["findings"]] == prompts
+    assert [finding["nearest_known"]["far"] for finding in told["findings"]] == [True, False]
+    taken_as, far = told["warnings"]
+    assert "taken as CT" in taken_as
+    assert far.startswith(f"prompt '{prompts[0]}' is far")
 
 
 def test_slicers_and_ohifs_request_is_answered_in_nrrd(client, segmenter, studies):

@@ -200,8 +200,17 @@ def suggestions(weights: Path) -> list[str]:
 
 
 def quiet_libraries() -> None:
-    """Keep lines that quote names, prompts and headers of files out of the log: only the service's own go there."""
+    """Keep lines that quote names, prompts and headers of files out of the log: only the service's own go there.
+
+    What this package warns of is still made, for the client that it concerns (`boltzformer.apps.heard`).
+    """
     warnings.simplefilter("ignore")
-    for name in ("pydicom", "highdicom", "nibabel", "monai", "ignite", "multipart", "boltzformer"):
+    for name in ("pydicom", "highdicom", "nibabel", "monai", "ignite", "multipart"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("boltzformer.apps.service").setLevel(logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_may_be_logged)
+
+
+def _may_be_logged(record: logging.LogRecord) -> bool:
+    own = record.name.startswith(f"{__package__}.service.")
+    return own or record.levelno >= logging.ERROR or not record.name.startswith("boltzformer")

@@ -52,6 +52,18 @@ class DicomSeries:
     uneven: str = ""
 
 
+class UnevenSlices(InputError):
+    """Slices that are not evenly spaced were refused.
+
+    Args:
+        found: the folder, and how far they are off.
+    """
+
+    def __init__(self, found: str) -> None:
+        self.without_choice = f"{found}: a slice may be missing. Complete or resample the series."
+        super().__init__(f"{self.without_choice[:-1]}, or set `uneven_spacing` to 'warn' to take the mean spacing.")
+
+
 _LINK = "is a link to a folder, which is not followed; name the folder itself"
 
 
@@ -124,10 +136,7 @@ def series_of(contents: FolderContents, folder: Path, uneven_spacing: str = "ref
     first = headers[files[0]]
     affine, uneven = _affine(first, files[0], positions)
     if uneven and uneven_spacing == "refuse":
-        raise InputError(
-            f"{folder}: {uneven}: a slice may be missing. Complete or resample the series, or set `uneven_spacing` to "
-            "'warn' to take the mean spacing."
-        )
+        raise UnevenSlices(f"{folder}: {uneven}")
     modality, part = (str(first.get(tag, "") or "") for tag in ("Modality", "BodyPartExamined"))
     shape = (int(first.Columns), int(first.Rows), len(files))
     scaling = tuple(_scaling(headers[file], file) for file in files)

@@ -104,7 +104,11 @@ def test_existence_is_told_where_the_network_has_a_head(scan, overlay, tmp_path)
     with TestClient(make_app(segmenter, ALGORITHM), base_url="http://127.0.0.1") as client:
         assert client.get("/api/info").json()["existence"] is True
         told = wait(client, send(client, scan, prompt=PROMPTS))
+        turned = nib.load(scan).as_reoriented(nib.orientations.axcodes2ornt(("L", "P", "I")))
+        nib.save(turned, tmp_path / "turned.nii.gz")
+        downwards = wait(client, send(client, tmp_path / "turned.nii.gz", prompt=PROMPTS))
     assert told["state"] == "done", told
+    assert downwards["findings"] == told["findings"], "bottom to top, whichever way the file's slices run"
     scores = segmenter.segment(scan, PROMPTS, modality="CT").existence
     assert scores.shape == (2, 4)
     for finding, expected in zip(told["findings"], scores, strict=True):
@@ -149,3 +153,23 @@ def test_results_go_when_their_time_is_over(make_client, scan):
         time.sleep(0.05)
     assert client.get(f"/api/jobs/{first['id']}").status_code == 404
     assert client.get(f"/api/jobs/{second['id']}").status_code == 200
+
+
+def test_what_the_command_line_warns_of_is_told_to_the_client(client, scan, tmp_path):
+    """A file that does not say which side is left, and a modality that the network has not seen."""
+    image = nib.load(scan)
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, tmp_path / "of someone.nii.gz")
+    told = wait(client, send(client, tmp_path / "of someone.nii.gz"))
+    (note,) = [note for note in told["notes"] if "orientation" in note]
+    assert note.startswith("of someone.nii.gz: ")
+    assert wait(client, send(client, scan))["notes"] == []
+
+
+def test_uneven_slices_are_refused_without_a_setting_that_the_service_lacks(client, tmp_path):
+    positions = np.delete(straight(6), 3, axis=0)
+    files = write_small_series(tmp_path / "series", positions)
+    told = wait(client, send(client, *files))
+    assert "not evenly spaced" in told["error"]
+    assert told["error"].endswith("Complete or resample the series.")

@@ -17,6 +17,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from monailabel.transform.writer import Writer
 
 from boltzformer.apps.findings import measure
+from boltzformer.apps.heard import heard
 from boltzformer.apps.label_app.requests import FREE_TEXT, KNOWN, InferRequest, label_names, read_request
 from boltzformer.apps.label_app.requests import suggested_prompts as suggest
 from boltzformer.data.prompts import Prompt
@@ -80,16 +81,19 @@ class PromptTask(InferTask):
         """
         began = time.perf_counter()
         wanted = read_request(request, self.prompts)
-        volume = open_volume(str(request["image"]), modality=wanted.modality, body_part=wanted.body_part)
-        with self._lock:  # one network, one request at a time
-            result = self._segmenter().segment(volume, list(wanted.prompts))
+        with heard() as warned:  # the viewer does not show the server's log
+            volume = open_volume(str(request["image"]), modality=wanted.modality, body_part=wanted.body_part)
+            with self._lock:  # one network, one request at a time
+                result = self._segmenter().segment(volume, list(wanted.prompts))
         grid = Grid.of_volume(volume)
         file = _write(result, grid, wanted)
-        findings = [one.as_dict() for one in measure(result.mask_array, wanted.prompts, grid, result.existence)]
+        measured = measure(result.mask_array, wanted.prompts, grid, result.existence, result.nearest_known)
+        findings = [one.as_dict() for one in measured]
         told = {
             "label_names": label_names(result.label_map, wanted.prompts),
             "findings": findings,
             "not_found": [one["prompt"] for one in findings if not one["found"]],
+            "warnings": list(warned),
             "latencies": {"total": round(time.perf_counter() - began, 2)},
             "centroids": {},  # OHIF asks for the key
         }

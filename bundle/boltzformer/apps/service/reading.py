@@ -19,9 +19,11 @@ import numpy as np
 from pydicom.filereader import read_file_meta_info
 
 import boltzformer
+from boltzformer.apps.heard import heard
 from boltzformer.apps.service.limits import Limits
 from boltzformer.errors import InputError
 from boltzformer.volumes.checks import check_volume
+from boltzformer.volumes.dicom import UnevenSlices
 from boltzformer.volumes.dicom_headers import survey_folder
 from boltzformer.volumes.paths import checked, open_path
 from boltzformer.volumes.volume import Volume
@@ -31,10 +33,11 @@ BYTES_PER_VOXEL = 32
 """What a reader may use for each voxel that is allowed: decoded, converted and checked."""
 SPARE_BYTES = 1 << 30
 _NAME = "the upload"
+logger = logging.getLogger("boltzformer.volumes")  # its messages, which quote files: not the service's own lines
 
 
 def read_volume(path: Path, modality: str, body_part: str, limits: Limits) -> Volume:
-    """Read and check an uploaded volume.
+    """Read and check an uploaded volume; what its reader warned of is warned of here.
 
     Args:
         path: a NIfTI file or the folder of a DICOM series.
@@ -65,7 +68,9 @@ def read_volume(path: Path, modality: str, body_part: str, limits: Limits) -> Vo
         )
         if not answer.exists():  # it crashed, or was killed for its memory
             raise InputError(f"{_NAME}: is damaged in a way that stops its reader; export it again.")
-        found = pickle.loads(answer.read_bytes())
+        found, warned = pickle.loads(answer.read_bytes())
+        for message in warned:
+            logger.warning("%s", message)
         if isinstance(found, str):
             raise InputError(found)
         return replace(found, voxels=np.load(voxels))
@@ -79,17 +84,18 @@ def read_volume(path: Path, modality: str, body_part: str, limits: Limits) -> Vo
 
 
 def main() -> None:
-    """Runs in the reader: leaves what `read_here` found in a file, a volume without its voxels."""
+    """Runs in the reader: leaves in a file what `read_here` found, a volume without its voxels, and warned of."""
     path, answer, modality, body_part, bounds = json.loads(sys.stdin.read())
     limits = Limits(**bounds)
-    logging.disable(logging.CRITICAL)
+    logging.disable(logging.INFO)
     warnings.simplefilter("ignore")
     _bound_memory(limits.voxels * BYTES_PER_VOXEL + SPARE_BYTES)
-    found = read_here(Path(path), modality, body_part, limits)
+    with heard() as warned:
+        found = read_here(Path(path), modality, body_part, limits)
     if isinstance(found, Volume):
         np.save(f"{answer}.npy", found.voxels)
         found = replace(found, voxels=np.empty(0))
-    Path(f"{answer}.part").write_bytes(pickle.dumps(found))
+    Path(f"{answer}.part").write_bytes(pickle.dumps((found, warned)))
     os.replace(f"{answer}.part", answer)
 
 
@@ -102,6 +108,8 @@ def read_here(path: Path, modality: str, body_part: str, limits: Limits) -> Volu
     try:
         _check_size(path, limits)
         return checked(open_path(path), modality, body_part)
+    except UnevenSlices as error:
+        return error.without_choice  # the service has no such setting
     except InputError as error:
         return str(error)
     except MemoryError:

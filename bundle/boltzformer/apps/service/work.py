@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
+from boltzformer.apps.heard import heard
 from boltzformer.apps.results import as_segmented
 from boltzformer.apps.service.jobs import Job
 from boltzformer.apps.service.limits import Limits
@@ -17,8 +17,9 @@ from boltzformer.apps.service.reading import read_volume
 from boltzformer.apps.service.uploads import CASE
 from boltzformer.data.windows import IntensityWindow
 from boltzformer.errors import InputError
-from boltzformer.inference.api import Segmenter
+from boltzformer.inference.api import Segmentation, Segmenter
 from boltzformer.inference.formats import save_as
+from boltzformer.volumes.grids import stored_axis
 from boltzformer.volumes.segmented import Algorithm, SegmentedVolume, color_of
 from boltzformer.volumes.volume import Volume
 from boltzformer.volumes.write import Grid
@@ -44,6 +45,28 @@ class Work:
         Raises:
             InputError: the volume or a prompt cannot be used, or the job ran out of time.
         """
+        with heard() as warned:  # the client does not see the log
+            result = self._segment(job)
+        volume, axis = result.source, self.segmenter.inferer.spatial_dim
+        made, findings = as_segmented(result, CASE, self.algorithm)
+        notes = [job.upload.for_client(message) for message in warned] + self._write(made, job)
+        existence, step = result.existence, -1 if stored_axis(volume.affine, axis)[1] else 1  # as `areas` are listed
+        job.told = {
+            **job.told,
+            "findings": [
+                {
+                    **finding.as_dict(),
+                    "color": "#{:02x}{:02x}{:02x}".format(*color_of(index)),
+                    "square_millimetres": areas(made.masks[index], volume.affine, axis),
+                    "existence": None if existence is None else [round(float(p), 4) for p in existence[index][::step]],
+                }
+                for index, finding in enumerate(findings)
+            ],
+            "notes": notes,
+        }
+
+    def _segment(self, job: Job) -> Segmentation:
+        """Read the volume, tell of it, and segment it."""
         volume = read_volume(job.upload.volume, job.modality, job.body_part, self.limits)
         job.check()
         axis = self.segmenter.inferer.spatial_dim
@@ -57,23 +80,7 @@ class Work:
             job.slices_done = min(job.slices_done + slices, job.told["slices"])  # the last group is filled up
 
         with each_slice(self.segmenter.network, one_more):
-            result = self.segmenter.segment(volume, job.prompts)
-        made, findings = as_segmented(result, CASE, self.algorithm)
-        notes = self._write(made, job)
-        existence = result.existence
-        job.told = {
-            **job.told,
-            "findings": [
-                {
-                    **finding.as_dict(),
-                    "color": "#{:02x}{:02x}{:02x}".format(*color_of(index)),
-                    "square_millimetres": areas(made.masks[index], volume.affine, axis),
-                    "existence": None if existence is None else [round(float(p), 4) for p in existence[index]],
-                }
-                for index, finding in enumerate(findings)
-            ],
-            "notes": notes,
-        }
+            return self.segmenter.segment(volume, job.prompts)
 
     def _write(self, made: SegmentedVolume, job: Job) -> list[str]:
         """Every format that fits; gives a line for each that does not."""
@@ -125,7 +132,7 @@ def describe(volume: Volume, axis: int) -> dict[str, Any]:
         "modality": volume.modality,
         "window": [float(limit) for limit in window.limits(volume.modality, volume.body_part, volume.voxels)],
         "plane": PLANES[axis],
-        "slices": int(volume.voxels.shape[_stored_axis(volume.affine, axis)[0]]),
+        "slices": int(volume.voxels.shape[stored_axis(volume.affine, axis)[0]]),
     }
 
 
@@ -137,18 +144,11 @@ def areas(mask: np.ndarray, affine: np.ndarray, axis: int) -> list[float]:
         affine: (4, 4), voxel index to RAS+ in mm.
         axis: of the slices, in RAS orientation.
     """
-    stored, turned = _stored_axis(affine, axis)
+    stored, turned = stored_axis(affine, axis)
     others = [k for k in range(3) if k != stored]
     pixel = float(np.linalg.norm(np.cross(affine[:3, others[0]], affine[:3, others[1]])))
     counts = mask.sum(axis=tuple(others), dtype=np.int64)
     return [round(float(count) * pixel, 3) for count in (counts[::-1] if turned else counts)]
-
-
-def _stored_axis(affine: np.ndarray, axis: int) -> tuple[int, bool]:
-    """Which axis of the array runs along one of RAS, and whether it runs the other way."""
-    turn = nib.orientations.io_orientation(affine)
-    stored = int(np.flatnonzero(turn[:, 0] == axis)[0])
-    return stored, bool(turn[stored, 1] < 0)
 
 
 def _plain(voxels: np.ndarray) -> np.ndarray:
