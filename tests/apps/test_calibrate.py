@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 import typer
-from boltzformer.apps.calibrate import calibrate, coarse_distances, coarse_mm, main, settings_of, spacings
+from boltzformer.apps.calibrate import (
+    calibrate,
+    coarse_distances,
+    coarse_mm,
+    main,
+    of_known_spacing,
+    settings_of,
+    spacings,
+)
 from boltzformer.apps.publish import main as publish
 from boltzformer.errors import InputError
 from boltzformer.inference.existence import IMPROBABLE
@@ -128,6 +136,28 @@ def test_a_distance_in_mm_is_measured_where_mm_are_known(tmp_path, checkpoint):
         main(tmp_path, checkpoint, None, specificity=0.5)
         assert read_recipe(checkpoint)["coarse"] == {"mm": 12.0 if known else 0.0, "objects": objects}
         assert read_recipe(checkpoint)["agreement"]["objects"] == ["o1"]
+
+
+def test_a_distance_is_for_objects_that_were_found(tmp_path, checkpoint):
+    """The second object is in no scan, so nothing of it could be lost."""
+    absent = {"dice": None, "label_pixels": 0, "overlap_pixels": 0, "object": "never there"}
+    rows = [{**row, "case": "c0"} for row in _rows(1.5, 400)]
+    write_csv(tmp_path / "slices.csv", [*rows, *({**row, **absent} for row in rows)])
+    told = {"existence_threshold": 0.0, "existence_temperature": 1.0, "agreement_mm": 0.0}
+    write_json(tmp_path / "manifest.json", {"settings": told})
+    save_nifti(tmp_path / "predictions" / "c0.nii.gz", np.zeros((4, 4, 400), np.uint8), np.eye(4))
+    main(tmp_path, checkpoint, None, specificity=0.2)
+    assert read_recipe(checkpoint)["coarse"]["objects"] == ["o"]
+
+
+def test_a_case_without_the_object_is_measured_in_mm_too():
+    """Its slices have no diameter, but an area that was marked wrongly: 0 mm2 where nothing was."""
+    rows = [
+        {"case": case, "diameter_mm": diameter, "false_positive_mm2": area}
+        for case, diameter, area in (("ill", "5.0", ""), ("healthy", "", "0.0"), ("unknown", "", ""))
+    ]
+    assert of_known_spacing(rows) == rows[:2]
+    assert of_known_spacing([{"case": "of old"}]) == [{"case": "of old"}]
 
 
 def _organ(first: int, last: int, slices: int = 60) -> list[dict]:

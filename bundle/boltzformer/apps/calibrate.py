@@ -41,8 +41,8 @@ def main(
 
     The evaluation must score slices that were not gated:
     boltzformer evaluate-bundle --set existence_threshold=0 --output-dir REPORT ...
-    Where `--set agreement_mm=...` was given too, the recipe gets it for the objects of the report. Cases whose voxel
-    size is unknown have no part in either distance.
+    Where `--set agreement_mm=...` was given too, the recipe gets it. Both are for the objects found there. Cases whose
+    voxel size is unknown have no part in either distance.
     """
     with one_line_errors():
         recipe = read_recipe(checkpoint)
@@ -64,7 +64,8 @@ def main(
         in_mm = of_known_spacing(scored)
         looks = coarse_distances(in_mm, spacing)
         distance = coarse_mm(looks) if in_mm else 0.0
-        objects = sorted({row["object"] for row in in_mm or rows})
+        # of an object that no mask has hit here nothing is lost at any distance, which says nothing of the next scan
+        objects = sorted({row["object"] for row in in_mm or rows if row["overlap_pixels"]})
         agreement_mm = told.get("agreement_mm") if in_mm else None
         numbers |= {"coarse_mm": distance, "lost_pixels_at_mm": looks}
         update_recipe(
@@ -184,8 +185,12 @@ def calibrate(
 
 
 def of_known_spacing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the cases whose objects have a size in mm: no distance in mm was tried on the others."""
-    known = {row["case"] for row in rows if row.get("diameter_mm", "unasked")}
+    """Rows of the cases whose slices are measured in mm: no distance in mm was tried on the others.
+
+    A slice that holds its object has a diameter, and one without it an area that was marked wrongly, if only of 0 mm2.
+    """
+    sizes = [size for size in ("diameter_mm", "false_positive_mm2") if rows and size in rows[0]]
+    known = {row["case"] for row in rows if not sizes or any(row[size] not in (None, "") for size in sizes)}
     return [row for row in rows if row["case"] in known]
 
 
