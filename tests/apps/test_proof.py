@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from boltzformer.apps.cli import app
@@ -119,17 +120,25 @@ def test_what_lies_in_the_opposite_organ_is_counted(dataset, tmp_path):
 
 
 def _label(data: Path, seed: int) -> np.ndarray:
-    import nibabel as nib
-
     return nib.load(data / "labels" / f"image_{seed}.nii.gz").dataobj
 
 
 def test_sides_need_a_lateral_organ(dataset, checkpoint, tmp_path):
     content = json.loads(dataset.read_text())
-    other = write_json(dataset.with_name("spine.json"), {**content, "labels": {"1": "spine", "2": "liver"}})
-    done = CliRunner().invoke(app, ["proof", "sides", str(other), "-o", str(tmp_path), "--weights", str(checkpoint)])
+    call = ["-o", str(tmp_path), "--weights", str(checkpoint)]
+    for name in ("spine", "left kidney"):  # a kidney without the other has no opposite organ either
+        other = write_json(dataset.with_name("other.json"), {**content, "labels": {"1": name, "2": "liver"}})
+        done = CliRunner().invoke(app, ["proof", "sides", str(other), *call])
+        assert done.exit_code == 2
+        assert "names no lateral organ" in done.stderr
+    for item in content["validation"]:  # both are named, and one alone is there
+        label = np.asarray(nib.load(dataset.with_name(item["label"])).dataobj)
+        save_nifti(dataset.with_name(f"one_{item['label']}"), label * (label == 1), AFFINE)
+        item["label"] = f"one_{item['label']}"
+    other = write_json(dataset.with_name("other.json"), {**content, "validation": content["validation"][:1]})
+    done = CliRunner().invoke(app, ["proof", "sides", str(other), *call])
     assert done.exit_code == 2
-    assert "names no lateral organ" in done.stderr
+    assert "no label map holds a lateral organ and its twin" in done.stderr
 
 
 def test_spacing(dataset, checkpoint, tmp_path):

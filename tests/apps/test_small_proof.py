@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from boltzformer.apps import small_proof
 from boltzformer.apps.small_proof import CASES, FIGURES, SMALL, TABLES, prove, write_part
 from boltzformer.data.cases import load_cases
 from boltzformer.data.phantom import write_phantoms
@@ -42,6 +43,26 @@ def test_all_that_is_proved_exists():
         assert (BUNDLE / "configs" / "tables" / f"{name}.json").is_file()
     for name in FIGURES:
         assert (BUNDLE / "configs" / "figures" / f"{name}.json").is_file()
+
+
+def test_a_dynunet_of_another_budget_is_trained_anew(tmp_path, monkeypatch):
+    """Started again in one folder with more minutes; the page counts the runs of this budget alone."""
+    trained = []
+
+    def train(dataset, target, minutes, **settings):
+        assert not (target / "slices.csv").exists()
+        trained.append((dataset.name, minutes))
+        write_json(target / "training.json", {"minutes": minutes})
+        (target / "slices.csv").touch()
+
+    monkeypatch.setattr(small_proof, "train_and_score", train)
+    for minutes in (0.7, 0.7, 2.5):
+        small_proof._train_dynunets(tmp_path, "cpu", tmp_path / "own.json", minutes)
+    assert trained == [(name, minutes) for minutes in (0.7, 2.5) for name in CASES]
+    for key in ("this", "other"):
+        write_json(tmp_path / "runs" / key / "result.json", {"effort": {"cpu_seconds": 1800}})
+    small_proof._write_page(tmp_path, [], write_json(tmp_path / "own.json", {}), "cpu", 1, {"this", "to come"})
+    assert "1 runs, 0.50 processor hours" in " ".join((tmp_path / "experiments_small.md").read_text().split())
 
 
 @pytest.mark.slow

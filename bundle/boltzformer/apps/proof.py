@@ -109,8 +109,10 @@ def sides(
     with one_line_errors():
         file = _weights(weights)
         cases = _cases(dataset, section, limit)
-        if not any(other_side(name) != name for case in cases for name in case["objects"].values()):
-            raise InputError(f"{dataset}: names no lateral organ (left or right), so there is no side to mistake.")
+        if not any(_has_twins(case) for case in cases):
+            raise InputError(
+                f"{dataset}: names no lateral organ (left or right) with its twin, so there is no side to mistake."
+            )
         rows = []
         for name, change in (("as they are", unchanged), ("mirrored", mirrored)):
             folder = output / name.replace(" ", "_")
@@ -119,6 +121,8 @@ def sides(
                 {"scans": name, "object": key, **shares, "volume_dice": summary["objects"][key]["mean_dice"]}
                 for key, shares in opposite_shares(data, folder / "report" / "predictions").items()
             ]
+        if not rows:
+            raise InputError(f"{dataset}: no label map holds a lateral organ and its twin, so nothing was counted.")
         _finish("Predicted voxels of lateral organs on the wrong side", rows, output, file)
 
 
@@ -286,6 +290,11 @@ def opposite_shares(dataset: Path, predictions: Path) -> dict[str, Row]:
         name: {"n": cases, "predicted_voxels": voxels, "in_opposite_organ": wrong / voxels if voxels else None}
         for name, (voxels, wrong, cases) in counts.items()
     }
+
+
+def _has_twins(case: Mapping[str, Any]) -> bool:
+    names = {name.casefold() for name in case["objects"].values()}
+    return any(other_side(name).casefold() in names - {name} for name in names)
 
 
 def _mask_file(predictions: Path, case: Mapping[str, Any], name: str) -> Path:

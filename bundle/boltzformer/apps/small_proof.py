@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -118,8 +118,16 @@ def prove(
             run_table(path, overlays=_overlays(path, own), columns=COLUMNS, **{**settings, "render_only": True})
     for path in figures:
         failures += run_table(path, overlays=_overlays(path, own), **settings)
-    _write_page(out, [out / f"{path.stem}.md" for path in (*tables, *figures)], own, device, seeds)
+    keys = {key for path in (*tables, *figures) for key in _keys(path, own, out, device, seeds)}
+    _write_page(out, [out / f"{path.stem}.md" for path in (*tables, *figures)], own, device, seeds, keys)
     return failures
+
+
+def _keys(path: Path, own: Path, out: Path, device: str, seeds: int) -> set[str]:
+    """Of the runs of a table or figure: beside them may lie those of another budget."""
+    table = read_table(path, list(CASES), "validation")
+    planned = plan_runs(table, out / "data", bundle_folder(), _overlays(path, own), range(seeds), device)
+    return {run.key for runs in planned.values() for run in runs}
 
 
 def _overlays(path: Path, own: Path) -> list[str]:
@@ -128,18 +136,19 @@ def _overlays(path: Path, own: Path) -> list[str]:
 
 
 def _train_dynunets(out: Path, device: str, own: Path, minutes: float | None) -> None:
-    """A DynUNet for each dataset that has none, each with the time that BoltzFormer's training took on both."""
+    """A DynUNet for each dataset that has none of this time, which is what BoltzFormer's training took on both."""
     processor_time = torch.device(device).type == "cpu"
     for name in CASES:
         target = out / "data" / "dynunet" / name
-        if (target / "slices.csv").is_file():
-            continue
         if minutes is None:
             path = bundle_folder() / "configs" / "tables" / f"{SMALL[0]}.json"
             table = read_table(path, list(CASES), "validation")
             run = next(iter(plan_runs(table, out / "data", bundle_folder(), [str(own)], device=device).values()))[0]
             effort = read_json(out / "runs" / run.key / RESULT, "result of BoltzFormer's run")["effort"]
             minutes = effort["cpu_seconds" if processor_time else "seconds"] / 60
+        if _trained_for(target) == minutes:
+            continue
+        (target / "slices.csv").unlink(missing_ok=True)  # of another time
         train_and_score(
             out / "data" / name,
             target,
@@ -149,6 +158,13 @@ def _train_dynunets(out: Path, device: str, own: Path, minutes: float | None) ->
             device=device,
             processor_time=processor_time,
         )
+
+
+def _trained_for(target: Path) -> float | None:
+    """Minutes of a DynUNet that is trained and scored; None where there is none."""
+    if not (target / "slices.csv").is_file():
+        return None
+    return float(read_json(target / "training.json", "account of DynUNet's training")["minutes"])
 
 
 def write_part(content: Mapping[str, Any], target: Path, training: int, validation: int) -> Path:
@@ -179,13 +195,14 @@ def _own(budget: Path | None, backbone_weights: Path | None) -> dict[str, Any]:
     return {"backbone_weights": str(backbone_weights.resolve()), "pretrained": False, **content}
 
 
-def _write_page(out: Path, made: Sequence[Path], own: Path, device: str, seeds: int) -> None:
+def _write_page(out: Path, made: Sequence[Path], own: Path, device: str, seeds: int, keys: Collection[str]) -> None:
     settings = json.loads((bundle_folder() / OVERLAYS[-1]).read_text(encoding="utf-8"))
     settings.update(json.loads(own.read_text(encoding="utf-8")))
     start = "a pretrained backbone" if settings.get("backbone_weights") else "a random start"
     slices = settings["samples_per_epoch"] * settings["max_epochs"]
     cases = ", ".join(f"{training} + {validation} cases of {name}" for name, (training, validation) in CASES.items())
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((out / "runs").glob("*/result.json"))]
+    files = [file for file in sorted((out / "runs").glob(f"*/{RESULT}")) if file.parent.name in keys]
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     hours = sum(result["effort"]["cpu_seconds"] for result in results) / 3600
     prompts, size = settings["prompts_per_slice"], settings["network_def#image_size"]
     head = f"""# A small proof of the chain
