@@ -15,6 +15,7 @@ from boltzformer.metrics.summary.statistics import (
     paired_rows,
     signed_rank,
 )
+from scipy.stats import rankdata
 from statsmodels.stats.multitest import multipletests
 
 
@@ -82,6 +83,31 @@ def test_signed_rank_equals_enumeration_of_all_sign_flips():
     assert signed_rank(differences.tolist(), names) == pytest.approx(expected)
     # copies of a patient's slice change nothing
     assert signed_rank(np.repeat(differences, 6).tolist(), np.repeat(names, 6).tolist()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_signed_rank_is_exact_where_most_patients_do_not_differ(seed):
+    """Of 20 patients 14 do not differ, and two differ alike; every flip of the other signs is tried."""
+    differences = np.zeros(20)
+    drawn = np.random.default_rng(seed).normal(0.1, 0.1, 5)
+    differences[[3, 5, 7, 11, 13]], differences[17] = drawn, -drawn[0]
+    ranks = rankdata(np.abs(differences))[differences != 0]
+    signs = np.sign(differences[differences != 0])
+    flips = np.array(list(itertools.product((-1, 1), repeat=6)))
+    expected = np.mean(np.abs(flips @ ranks) >= abs(signs @ ranks))
+    names = [f"p{i}" for i in range(20)]
+    assert signed_rank(differences.tolist(), names) == pytest.approx(expected)
+    split = [[3 * d - 0.3, 0.1, 0.2] for d in differences]  # slices, whose mean ends in the rounding of sums
+    assert signed_rank(np.ravel(split).tolist(), np.repeat(names, 3).tolist()) == pytest.approx(expected)
+    few = [0.1 * max(i - 15, 0) for i in range(20)]
+    assert signed_rank(few, names) == 2 * 0.5**4  # 0.046 by the normal approximation
+
+
+def test_many_patients_have_a_p_value_of_the_same_kind():
+    differences = np.random.default_rng(0).normal(0.02, 0.2, 201)
+    names = [f"p{i}" for i in range(201)]
+    both = [signed_rank(differences[:n].tolist(), names[:n]) for n in (200, 201)]
+    assert both[0] == pytest.approx(both[1], abs=0.02)
 
 
 def test_signed_rank_degenerate_cases():
