@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -123,6 +124,24 @@ def test_sidecar_and_evaluation_know_the_scores(tmp_path, scoring):
     )
     assert alone == pytest.approx(result.existence[0].tolist(), abs=1e-6)
     assert averaged != alone
+
+
+def test_scores_follow_the_slices_of_the_image_and_the_sidecar_says_its_order(tmp_path, scoring):
+    torch.save(scoring.state_dict(), tmp_path / "model.pt")
+    overlay = write_json(tmp_path / "small.json", {**SMALL_NETWORK, "network_def#existence": True})
+    segmenter = Segmenter.from_bundle(BUNDLE, tmp_path / "model.pt", [overlay], device="cpu", window="soft_tissue")
+    upwards = nib.Nifti1Image(body(), np.diag([2.0, 2.0, 3.0, 1.0]))
+    to_it = nib.orientations.ornt_transform(*map(nib.orientations.axcodes2ornt, ("RAS", "ILP")))
+    turned = upwards.as_reoriented(to_it)
+    one, other = (segmenter.segment(image, PROMPTS) for image in (upwards, turned))
+    assert (one.slice_axis, other.slice_axis) == (2, 0)
+    assert one.existence.shape == other.existence.shape == (2, 6)
+    assert not np.allclose(one.existence, one.existence[:, ::-1], atol=1e-6)
+    assert np.array_equal(other.existence, one.existence[:, ::-1])
+    other.save(tmp_path / "masks", case="turned")
+    notes = json.loads((tmp_path / "masks" / "turned.json").read_text())
+    assert (notes["slice_axis"], notes["slice_order"]) == (2, "inferior to superior")
+    assert notes["labels"][0]["slice_probability"] == pytest.approx(one.existence[0].tolist(), abs=1e-6)
 
 
 def test_the_config_writes_the_scores_of_several_prompts(tmp_path, scoring):

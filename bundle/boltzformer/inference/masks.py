@@ -32,6 +32,8 @@ MASKS_KEY = "masks"
 LARGEST_LABEL = 255
 SLAB = 16
 VIEWER_MAP = "orthogonal-grid.nii.gz"
+SLICE_ORDERS = ("left to right", "posterior to anterior", "inferior to superior")
+"""How the sidecar's slices follow each other, by `slice_axis`, whichever way the file's own slices run."""
 
 
 class MasksFromLogitsd(MapTransform):
@@ -129,7 +131,8 @@ class SaveMasks:
     For a volume `<case>`:
         `<output_dir>/<case>.nii.gz`: the combined label map, uint8, value i for prompt i;
         `<output_dir>/<case>.json`: which value is which prompt, its voxels and millilitres (null where the voxel size
-            is not known), and how it was made;
+            is not known), where the network scores it the probability that the object is in each slice (`slice_axis`,
+            `slice_order`), and how it was made;
         `<output_dir>/<case>/<name>.nii.gz`: a mask of 0 and 1 for each prompt, uint8;
         `<output_dir>/<case>/<name>_probability.nii.gz`: where asked for, float32 in [0, 1];
         `<output_dir>/<case>/orthogonal-grid.nii.gz`: only for a sheared grid (a tilted gantry), which ITK's viewers
@@ -214,7 +217,9 @@ class SaveMasks:
         combined = _plain(output["pred"])[0].cpu().numpy()
         notes: dict[str, Any] = {"image": relative_to(grid.name, self.output_dir), "labels": listed}
         if EXISTENCE_KEY in output:
-            notes["slice_axis"] = output[EXISTENCE_AXIS_KEY]
+            axis = output[EXISTENCE_AXIS_KEY]
+            # not the file's own order: evaluation reads volumes in RAS, and files of all orientations are alike in it
+            notes |= {"slice_axis": axis, "slice_order": SLICE_ORDERS[axis]}
         if grid.sheared:
             grid.write_orthogonal(combined, folder / VIEWER_MAP)
             notes["orthogonal_grid"] = f"{case}/{VIEWER_MAP}"

@@ -14,10 +14,11 @@ import torch
 from boltzformer.data.prompts import Prompt
 from boltzformer.data.windows import limits_of
 from boltzformer.errors import InputError
-from boltzformer.inference.existence import EXISTENCE_KEY
+from boltzformer.inference.existence import EXISTENCE_AXIS_KEY, EXISTENCE_KEY
 from boltzformer.inference.kinds import like_source
 from boltzformer.inference.masks import LOGITS_KEY, MASKS_KEY, SaveMasks
 from boltzformer.output_files import check_folder, check_target
+from boltzformer.volumes.grids import stored_axis
 from boltzformer.volumes.volume import Volume
 from boltzformer.volumes.write import Grid, is_ours
 
@@ -63,9 +64,22 @@ class Segmentation:
 
     @property
     def existence(self) -> np.ndarray | None:
-        """Probability in [0, 1] that each object is in a slice, (P, slices); None where the network gives none."""
+        """Probability in [0, 1] that each object is in a slice, (P, slices); None where the network gives none.
+
+        In the order of the image's own slices: the k-th belongs to `mask_array.take(k, 1 + slice_axis)`.
+        """
         scores = self.item.get(EXISTENCE_KEY)
-        return None if scores is None else torch.as_tensor(scores).float().cpu().numpy()
+        if scores is None:
+            return None
+        upwards = torch.as_tensor(scores).float().cpu().numpy()  # in RAS, as the network went through them
+        turned = stored_axis(self.affine, self.item[EXISTENCE_AXIS_KEY])[1]
+        return upwards[:, ::-1].copy() if turned else upwards
+
+    @property
+    def slice_axis(self) -> int | None:
+        """The image's own axis (0, 1, 2) that the slices of `existence` lie along; None where there is no score."""
+        axis = self.item.get(EXISTENCE_AXIS_KEY)
+        return None if axis is None else stored_axis(self.affine, axis)[0]
 
     @property
     def probabilities(self) -> dict[str, np.ndarray]:

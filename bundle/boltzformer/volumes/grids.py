@@ -56,6 +56,18 @@ def turn_to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.n
     return nib.apply_orientation(array, orientation), turned
 
 
+def stored_axis(affine: np.ndarray, axis: int) -> tuple[int, bool]:
+    """Which axis of an array runs along one of RAS, and whether it runs the other way.
+
+    Args:
+        affine: (4, 4), voxel index to RAS+ in mm.
+        axis: 0 left to right, 1 back to front, 2 bottom to top.
+    """
+    turn = nib.orientations.io_orientation(affine)
+    stored = int(np.flatnonzero(turn[:, 0] == axis)[0])
+    return stored, bool(turn[stored, 1] < 0)
+
+
 def corner_distance(shape: Sequence[int], first: np.ndarray, second: np.ndarray) -> float:
     """The largest distance in mm between the corners of a volume under two affines.
 
