@@ -97,6 +97,16 @@ class Recipe:
         return self.content.get("trained_on", {}).get("objects", {})
 
     @property
+    def earlier_only(self) -> list[str]:
+        """Objects of an earlier training that the last one had no example of: they may be forgotten."""
+        return self.content.get("trained_on", {}).get("earlier_only", [])
+
+    @property
+    def lasting_objects(self) -> dict[str, list[str]]:
+        """The objects of the last training, with their wordings."""
+        return lasting_objects(self.content)
+
+    @property
     def modalities(self) -> list[str]:
         """Modalities of the training cases, such as ["CT"]; empty where unknown."""
         return self.content.get("trained_on", {}).get("modalities", [])
@@ -274,6 +284,17 @@ def check_recipe(record: Mapping[str, Any], source: str | os.PathLike[str]) -> N
 @cache
 def _schema() -> Any:
     return jsonschema.Draft7Validator(json.loads((PACKAGE / "recipe.schema.json").read_text(encoding="utf-8")))
+
+
+def lasting_objects(record: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Every object that a checkpoint's last training had examples of, with its wordings.
+
+    Args:
+        record: a recipe (`read_recipe`); may be empty.
+    """
+    known = record.get("trained_on", {})
+    gone = set(known.get("earlier_only", []))
+    return {name: texts for name, texts in known.get("objects", {}).items() if name not in gone}
 
 
 def wording_book_of(

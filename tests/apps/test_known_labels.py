@@ -85,6 +85,9 @@ def test_objects_are_chosen_by_name_by_measure_or_all(tmp_path, checkpoint):
     chosen = known_labels.kept_objects
     assert chosen(recipe, (), {"cyst"}, checkpoint) == ["larynx", "liver"]
     assert chosen(recipe, ["LIVER"], set(), checkpoint) == ["liver"]
+    recipe.content["trained_on"]["earlier_only"] = ["liver"]
+    assert chosen(recipe, (), {"cyst"}, checkpoint) == ["larynx"], "masks of what may be forgotten are not to be taught"
+    assert chosen(recipe, ["LIVER"], set(), checkpoint) == ["liver"]
     recipe.content["coarse"] = {"mm": 12.0, "objects": ["liver"]}
     assert chosen(recipe, (), {"cyst"}, checkpoint) == ["liver"]
     with pytest.raises(InputError, match="does not know 'lyver'; did you mean 'liver'"):
@@ -118,6 +121,14 @@ def test_finetune_trains_on_both_and_chooses_by_its_own(tmp_path, dataset, check
     assert given["seed"] == 3
     shell("finetune", dataset, "-o", run, "--weights", checkpoint)
     assert started[1]["dataset_dir"] == str(dataset)
+
+
+def test_the_labels_are_made_on_the_device_of_the_training(tmp_path, dataset, checkpoint, shell, monkeypatch):
+    monkeypatch.setattr(runs, "run", lambda **_: pytest.fail("trained"))
+    arguments = ["-o", tmp_path / "run", "--weights", checkpoint, "--keep-known", "--set", "device=cuda:77"]
+    done = shell("finetune", dataset, *arguments)
+    assert done.exit_code == 2
+    assert "cuda:77" in done.output
 
 
 def test_a_misspelt_setting_is_told_before_anything_is_segmented(tmp_path, dataset, checkpoint, shell, monkeypatch):

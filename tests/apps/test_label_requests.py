@@ -14,6 +14,7 @@ from boltzformer.apps.label_app.requests import (
     suggested_prompts,
     training_items,
 )
+from boltzformer.apps.serve import suggestions
 from boltzformer.data.cases import load_cases
 from boltzformer.data.prompts import make_prompts, read_prompt_list
 from boltzformer.errors import InputError
@@ -79,6 +80,11 @@ def test_suggestions_are_the_objects_that_the_weights_were_trained_with(tmp_path
     recipe = {"network": network.definition, "trained_on": {"objects": objects}}
     save_atomically(network.state_dict(), tmp_path / "model.pt", recipe)
     assert [prompt.text for prompt in suggested_prompts(tmp_path / "model.pt")] == ["liver in chest CT", "left lung"]
+    assert suggestions(tmp_path / "model.pt") == ["liver in chest CT", "left lung"]
+    recipe["trained_on"]["earlier_only"] = ["liver"]
+    save_atomically(network.state_dict(), tmp_path / "model.pt", recipe)
+    assert [prompt.text for prompt in suggested_prompts(tmp_path / "model.pt")] == ["left lung"]
+    assert suggestions(tmp_path / "model.pt") == ["left lung"]
 
 
 @pytest.mark.parametrize(

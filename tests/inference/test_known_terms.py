@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 from boltzformer.apps.cli import app
+from boltzformer.data.prompts import make_prompts
 from boltzformer.inference.api import Segmenter
 from boltzformer.inference.known_terms import KnownTerms, core_of
 from boltzformer.inference.prompt_distances import measure_distances
@@ -126,3 +127,13 @@ def test_without_a_threshold_nothing_is_said(segmenter, tmp_path):
     assert segmenter.known is None
     path = save_nifti(tmp_path / "ct.nii.gz", body((24, 24, 2)), np.eye(4))
     assert segmenter.segment(path, "aorta", modality="CT").nearest_known is None
+
+
+def test_an_object_that_an_earlier_training_alone_had_is_told(encoder, caplog):
+    known = KnownTerms(_config("wordings.json"), encoder, THRESHOLD, ["larynx"])
+    told = known.tell(make_prompts([("the larynx", None), ("mandible", None)]))
+    assert told["the_larynx"]["earlier_only"] is True
+    assert "earlier_only" not in told["mandible"]
+    (record,) = caplog.records
+    assert "may be forgotten" in record.getMessage()
+    assert "'larynx'" in record.getMessage()

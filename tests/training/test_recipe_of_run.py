@@ -11,7 +11,7 @@ from boltzformer.data.cases import load_cases
 from boltzformer.data.phantom import write_phantoms
 from boltzformer.data.slice_dataset import SliceDataset
 from boltzformer.data.wordings import WordingBook
-from boltzformer.recipe import DEFAULTS, Recipe
+from boltzformer.recipe import DEFAULTS, Recipe, lasting_objects
 from boltzformer.training.recipe_of_run import recipe_of_run
 
 from tests.support import BUNDLE, small_network
@@ -39,3 +39,20 @@ def test_the_size_of_the_training_s_pixels_is_kept(cases, tmp_path):
     unknown = [{**case, "spacing_known": False} for case in cases]
     assert _pixel_mm(unknown, tmp_path, {}) is None
     assert _pixel_mm(unknown, tmp_path, {"pixel_mm": 3.0}) == 3.0
+
+
+def test_what_an_earlier_training_alone_had_is_marked_and_no_wording_is_lost(cases, tmp_path):
+    data = SliceDataset(cases, tmp_path, training=True, progress=False, num_workers=1)
+    own, *others = sorted({name for case in cases for name in case["objects"].values()})
+    earlier = {"objects": {own.upper(): ["a former name"], "larynx": ["voice box"], others[0]: ["worded otherwise"]}}
+    begun = Recipe({"input": dict(DEFAULTS), "trained_on": {**earlier, "earlier_only": [others[0]]}}, None, (), BUNDLE)
+    content = recipe_of_run(small_network(), begun, data, WordingBook())
+    made = content["trained_on"]
+    assert made["earlier_only"] == ["larynx"], "one that is taught again is not forgotten"
+    assert made["objects"]["larynx"] == ["voice box"]
+    assert made["objects"][others[0]][-1] == "worded otherwise"
+    assert made["objects"][others[0]][0] != "worded otherwise"
+    assert "larynx" not in lasting_objects(content)
+    assert {own, *others} <= set(lasting_objects(content))
+    first = Recipe({"input": dict(DEFAULTS)}, None, (), BUNDLE)
+    assert "earlier_only" not in recipe_of_run(small_network(), first, data, WordingBook())["trained_on"]

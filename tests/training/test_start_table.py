@@ -68,3 +68,4 @@ def test_what_the_start_knows_and_nobody_teaches_is_told(data):
     (hint,) = hints("nodule", "larynx", "mandible")
     assert "knows larynx, mandible, which no case here labels" in hint
     assert "--keep-known" in hint
+    assert "prepare known --object NAME" in hint, "it does not keep what was not measured on whole volumes"

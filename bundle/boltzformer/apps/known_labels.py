@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from boltzformer.apps.batch import FAILED, CaseResult, Request, run_batch
 from boltzformer.apps.release import NAME, bundle_version, weights_checksum
 from boltzformer.bundle_folder import bundle_folder
@@ -23,7 +25,7 @@ from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
 from boltzformer.output_files import write_bytes
 from boltzformer.recipe import Recipe, recipe_for
-from boltzformer.settings import nearest
+from boltzformer.settings import nearest, usable_device
 from boltzformer.volumes.names import case_name
 from boltzformer.volumes.segmented import Algorithm
 
@@ -39,6 +41,7 @@ def label_known(
     validation_share: float = 0.2,
     seed: int = 0,
     say: Callable[[str], None] = print,
+    device: str | None = None,
 ) -> Path:
     """Segment what a network knows in a dataset's images, and list the masks as labels.
 
@@ -50,10 +53,12 @@ def label_known(
         output: folder of the label maps and of `known.json`, a datalist of the same images in the same lists.
         weights: the checkpoint that training will start from.
         objects: names from its recipe; by default those it was measured for on whole volumes (`agreement`, `coarse`),
-            and all where the recipe tells no such thing. What the dataset labels itself is left out.
+            and all of the last training where the recipe tells no such thing. What the dataset labels itself is left
+            out.
         validation_share: as training will set apart where the dataset has no validation list.
         seed: of that split.
         say: gets a line for each image.
+        device: where to compute; CUDA where there is one by default.
 
     Returns:
         the datalist.
@@ -62,13 +67,16 @@ def label_known(
         InputError: the dataset or the weights cannot be used, an object is not known, none is left, an image cannot be
             segmented, or none of the objects was found in the training images.
     """
+    place = None if device is None else usable_device(device)
     cases = {name: _images(name, load_cases(dataset, name, validation_share, seed)) for name in _SECTIONS}
     both = [*cases["training"], *cases["validation"]]
     recipe = recipe_for(weights, bundle_folder())
     names = kept_objects(recipe, objects, {name for case in both for name in case["own"]}, weights)
     prompts = make_prompts([(recipe.objects[name][0], None) for name in names], str(weights))
     request = Request(tuple(prompts), ("nifti",), Algorithm(NAME, bundle_version(), weights_checksum(weights)))
-    done = run_batch(both, request, lambda: _segmenter(weights), output, report=lambda result: say(_line(result)))
+    done = run_batch(
+        both, request, lambda: _segmenter(weights, place), output, report=lambda result: say(_line(result))
+    )
     failed = [result for result in done if result.status == FAILED]
     if failed:
         listed = "".join(f"\n  {result.case}: {result.reason}" for result in failed)
@@ -109,7 +117,7 @@ def kept_objects(recipe: Recipe, wanted: Sequence[str], taught: set[str], weight
         if object_key(name) not in by_key:
             raise InputError(f"{weights}: does not know {name!r}; {nearest(name, recipe.objects)}")
     chosen = [by_key[object_key(name)] for name in wanted] or [name for name in recipe.objects if name in measured]
-    left = [name for name in dict.fromkeys(chosen or recipe.objects) if object_key(name) not in taught]
+    left = [name for name in dict.fromkeys(chosen or recipe.lasting_objects) if object_key(name) not in taught]
     if not left:
         known = "states no objects" if not recipe.objects else "knows nothing that the dataset does not label itself"
         raise InputError(f"{weights}: {known}, so that there is nothing to keep: train without.")
@@ -130,8 +138,8 @@ def _item(case: dict[str, Any]) -> dict[str, Any]:
     return {"image": case["image"], "label": f"{case['case']}.nii.gz", **about_image(case)}
 
 
-def _segmenter(weights: Path) -> Segmenter:
-    segmenter = Segmenter.from_bundle(bundle_folder(), weights, keep_logits=False)
+def _segmenter(weights: Path, device: torch.device | None) -> Segmenter:
+    segmenter = Segmenter.from_bundle(bundle_folder(), weights, device=device, keep_logits=False)
     segmenter.inferer.progress = False
     return segmenter
 

@@ -55,8 +55,8 @@ def finetune(
         from boltzformer.apps.known_labels import DATALIST, label_known  # needs the network
 
         def label(values: dict[str, Any]) -> None:
-            split = {key: values[key] for key in ("validation_share", "seed") if key in values}
-            label_known(dataset, output / "known", first, **split)
+            same = {key: values[key] for key in ("validation_share", "seed", "device") if key in values}
+            label_known(dataset, output / "known", first, **same)
 
         given["dataset_dir"] = [plain_path(dataset), plain_path(output / "known" / DATALIST)]
         given["validate#dataset#data#dataset"] = plain_path(dataset)  # what is new chooses the best epoch

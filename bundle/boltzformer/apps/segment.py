@@ -176,6 +176,8 @@ def _told(finding: Finding) -> str:
     sure = "" if finding.probability is None else f" (probability {finding.probability:.2f})"
     near = finding.nearest_known or {}
     far = f" [never trained; the nearest known term is {near['term']}]" if near.get("far") else ""
+    if not far and near.get("earlier_only"):
+        far = " [not in the last training; perhaps forgotten]"
     if not finding.found:
         return f"not found{sure}{far}"
     parts = "1 part" if finding.parts == 1 else f"{finding.parts} parts"

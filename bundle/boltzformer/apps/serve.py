@@ -19,7 +19,7 @@ from boltzformer.apps.segment import window_of
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.errors import InputError
 from boltzformer.inference.api import Segmenter
-from boltzformer.recipe import read_recipe
+from boltzformer.recipe import lasting_objects, read_recipe
 from boltzformer.settings import usable_device
 from boltzformer.volumes.segmented import Algorithm
 
@@ -194,8 +194,7 @@ def shown(host: str) -> str:
 
 def suggestions(weights: Path) -> list[str]:
     """A wording of each object that the network was trained on, as many as fit a page."""
-    recipe = read_recipe(weights) or {}
-    objects = recipe.get("trained_on", {}).get("objects", {})
+    objects = lasting_objects(read_recipe(weights) or {})
     return [wordings[0] for wordings in objects.values() if wordings][:MOST_SUGGESTIONS]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,16 +63,19 @@ class NearestTerm:
         wording: the trained wording of it that is nearest.
         distance: 0 for the same words, about 1 for unrelated ones.
         far: whether the distance is above the network's threshold.
+        earlier_only: whether the last training had no example of the object, so that it may be forgotten.
     """
 
     term: str
     wording: str
     distance: float
     far: bool
+    earlier_only: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"term": self.term, "wording": self.wording, "distance": round(self.distance, 3), "far": self.far}
+        told = {"term": self.term, "wording": self.wording, "distance": round(self.distance, 3), "far": self.far}
+        return {**told, "earlier_only": True} if self.earlier_only else told
 
 
 class KnownTerms:
@@ -82,12 +85,18 @@ class KnownTerms:
         objects: each object's name to its wordings.
         encode: prompts -> `TextFeatures`, such as a text encoder's `together`.
         threshold: distance above which a prompt is far.
+        earlier_only: objects that the last training had no example of.
     """
 
     def __init__(
-        self, objects: Mapping[str, Sequence[str]], encode: Callable[[Sequence[str]], Any], threshold: float
+        self,
+        objects: Mapping[str, Sequence[str]],
+        encode: Callable[[Sequence[str]], Any],
+        threshold: float,
+        earlier_only: Collection[str] = (),
     ) -> None:
         self.encode = encode
+        self.earlier_only = frozenset(earlier_only)
         self.threshold = threshold
         self.wordings = [(name, text) for name, texts in objects.items() for text in dict.fromkeys((name, *texts))]
         self._points: Tensor | None = None
@@ -101,11 +110,13 @@ class KnownTerms:
             distances = 1 - self._points @ sentence_points([prompt], self.encode)[0]
             index = int(distances.argmin())
             distance = max(0.0, float(distances[index]))
-            self._found[prompt] = NearestTerm(*self.wordings[index], distance, distance > self.threshold)
+            name, wording = self.wordings[index]
+            far = distance > self.threshold
+            self._found[prompt] = NearestTerm(name, wording, distance, far, name in self.earlier_only)
         return self._found[prompt]
 
     def tell(self, prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]]:
-        """Look prompts up, with a warning for each that is far.
+        """Look prompts up, with a warning for each that is far, or near what may be forgotten.
 
         Returns:
             the prompt's name -> its nearest term, as JSON.
@@ -118,6 +129,12 @@ class KnownTerms:
                     "prompt %r is far from everything that the network was trained on; the nearest known term is %r "
                     "(distance %.2f, above %.2f): expect no useful mask",
                     *(prompt.text, near.term, near.distance, self.threshold),
+                )
+            elif near.earlier_only:
+                logger.warning(
+                    "prompt %r: the last training of the network had no example of %r, which an earlier one taught: it "
+                    "may be forgotten",
+                    *(prompt.text, near.term),
                 )
         return {name: near.as_dict() for name, near in found.items()}
 
@@ -148,7 +165,7 @@ def known_terms_of(recipe: Recipe, network: Any) -> KnownTerms | None:
     threshold = recipe.threshold(THRESHOLD)
     if threshold is None or not recipe.objects:
         return None
-    return KnownTerms(recipe.objects, network.text_encoder.together, threshold)
+    return KnownTerms(recipe.objects, network.text_encoder.together, threshold, recipe.earlier_only)
 
 
 def nearest_known(recipe: Recipe, network: Any, prompts: Sequence[Prompt]) -> dict[str, dict[str, Any]] | None:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from boltzformer.data.slice_dataset import SliceDataset, known_spacing
-from boltzformer.data.wordings import WordingBook
+from boltzformer.data.wordings import WordingBook, object_key
 from boltzformer.recipe import DEFAULTS, Recipe, check_recipe, versions
 from boltzformer.recipe_network import record_definition
 from boltzformer.volumes.spacing import is_known
@@ -51,8 +51,14 @@ def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
             joined[name] = sorted({*value, *now[name]})
     if "pixel_mm" in earlier:  # the finer of the two: what inference averages away was then seen in neither training
         joined["pixel_mm"] = min(earlier["pixel_mm"], now.get("pixel_mm", earlier["pixel_mm"]))
-    texts = {**earlier.get("objects", {}), **now["objects"]}
+    texts = {name: list(wordings) for name, wordings in now["objects"].items()}
+    for name, wordings in earlier.get("objects", {}).items():  # also in words that this training does not use
+        own = texts.setdefault(name, [])
+        own += [text for text in wordings if text not in own]
     joined["objects"] = dict(sorted(texts.items()))
+    taught = {object_key(name) for name in now["objects"]}
+    if earlier_only := [name for name in joined["objects"] if object_key(name) not in taught]:
+        joined["earlier_only"] = earlier_only
     return joined
 
 

@@ -98,7 +98,8 @@ class StartTable:
         if forgotten := [name for name in self.known if object_key(name) not in taught]:
             found.append(
                 f"the start knows {_listed(forgotten)}, which no case here labels: training makes it forget them. To "
-                "keep them: boltzformer finetune --keep-known (bundle/docs/training.md)"
+                "keep them: boltzformer finetune --keep-known, and for what that leaves out boltzformer prepare known "
+                "--object NAME (bundle/docs/training.md)"
             )
         return found
 

@@ -13,7 +13,7 @@ from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.prompts import Prompt, check_prompt, make_prompts, parse_prompts, read_prompt_list
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json
-from boltzformer.recipe import read_recipe
+from boltzformer.recipe import lasting_objects, read_recipe
 from boltzformer.volumes.modality import normal_modality
 
 FREE_TEXT, KNOWN = "prompt", "known_prompt"
@@ -44,7 +44,7 @@ class InferRequest:
 
 
 def suggested_prompts(weights: Path) -> list[Prompt]:
-    """Prompts to offer: the objects that the weights' recipe names, in their first wording; else the bundle's list.
+    """Prompts to offer: the objects of the weights' last training, in their first wording; else the bundle's list.
 
     Args:
         weights: a checkpoint.
@@ -55,8 +55,7 @@ def suggested_prompts(weights: Path) -> list[Prompt]:
     Raises:
         InputError: the checkpoint is missing or its recipe is damaged.
     """
-    recipe = read_recipe(weights) or {}
-    objects = recipe.get("trained_on", {}).get("objects", {})
+    objects = lasting_objects(read_recipe(weights) or {})
     known = {name: wordings[0] for name, wordings in objects.items() if wordings}
     if not known:
         return read_prompt_list(bundle_folder() / "configs" / "prompts.json")
