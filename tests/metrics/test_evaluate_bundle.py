@@ -90,6 +90,29 @@ def test_masks_of_an_earlier_run_are_no_failures(options, tmp_path):
     assert (written["cases"], written["failures"]) == (1, [])
 
 
+def test_a_mask_of_an_earlier_run_is_not_taken_for_that_of_another_sequence(options, dataset, tmp_path):
+    """Both sequences share the label map case_1, and the second is called so."""
+    content = json.loads((dataset / "dataset.json").read_text())
+    (dataset / "images" / "case_2.nii.gz").rename(dataset / "images" / "case_1_t2.nii.gz")
+    items = [{"image": f"images/{name}.nii.gz", "label": "labels/case_1.nii.gz"} for name in ("case_1_t2", "case_1")]
+    write_json(dataset / "dataset.json", {**content, "training": [], "validation": items})
+    predictions = tmp_path / "out" / "predictions"
+    assert run(*options, "--output-dir", tmp_path / "out").exit_code == 0
+    for path in (predictions / "case_1").glob("*.nii.gz"):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), path)
+    scores = [{"name": "left_kidney", "slice_probability": [0.5] * 12}]
+    write_json(predictions / "case_1.json", {"slice_axis": 2, "labels": scores})
+    done = run(*options, "--output-dir", tmp_path / "out", "--limit", 1)
+    assert done.exit_code == 0, done.output
+    rows = read_csv(tmp_path / "out" / "volumes.csv")
+    for row in rows:
+        own = nib.load(predictions / "case_1_t2" / f"{row['object'].replace(' ', '_')}.nii.gz").get_fdata()
+        assert float(row["predicted_mm3"]) == pytest.approx(9 * own.sum())
+    assert sum(float(row["predicted_mm3"]) for row in rows) > 0
+    assert {row["existence"] for row in read_csv(tmp_path / "out" / "slices.csv")} == {""}  # this network scores none
+
+
 def test_a_dataset_says_that_voxel_sizes_mean_nothing(options, dataset, tmp_path, monkeypatch):
     told = noted_spacing(monkeypatch)
     content = json.loads((dataset / "dataset.json").read_text())

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,11 +101,15 @@ def main(
         )
         folder = output_dir / "predictions"
         failures = predict(segmenter, found_cases, labelled, book, names, folder, entropy=decodings > 1)
-        cases = [one for one, case in zip(labelled, found_cases, strict=True) if case["image"] not in failures]
+        # the masks are called after the cases alone; those of an earlier run with more cases may lie there too
+        cases = [
+            replace(one, others=one.others | set(one.names))
+            for one, case in zip(labelled, found_cases, strict=True)
+            if case["image"] not in failures
+        ]
         if not cases:
             raise InputError(f"no case could be segmented; the first: {next(iter(failures.values()))}")
-        # those of an earlier run with more cases may lie there too
-        scored = PredictionFolder(folder, names, [name for case in cases for name in case.names])
+        scored = PredictionFolder(folder, names, [case.name for case in cases])
         made_with = {f"existence_{name}": value for name, value in vars(segmenter.inferer.existence).items()}
         made_with["network_sha256"] = recipe.sha256
         agreement = segmenter.inferer.agreement
