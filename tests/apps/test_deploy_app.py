@@ -30,13 +30,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run(bundle: Path, folder: Path, module: str, *arguments: object) -> None:
-    """Run a command of the bundle's copy in a folder that is not the bundle's."""
+def run(bundle: Path, folder: Path, module: str, *arguments: object) -> str:
+    """Run a command of the bundle's copy in a folder that is not the bundle's; gives what it says."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(bundle), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 def write_series(folder: Path) -> Path:
@@ -71,11 +72,12 @@ def test_the_masks_are_the_command_lines_voxel_for_voxel(bundle, which, tmp_path
     else:
         series = request.getfixturevalue("real_data_dir") / "dicom_ct"
     prompts = ["lung nodule in chest CT"]
-    run(
-        bundle, tmp_path / "a", "boltzformer.apps.deploy_app", series, tmp_path / "deploy", *prompts, "--bundle", bundle
-    )
+    deploy = "boltzformer.apps.deploy_app"
+    said = run(bundle, tmp_path / "a", deploy, series, tmp_path / "deploy", *prompts, "--bundle", bundle)
+    assert f"prompt '{prompts[0]}' is far" in said
     warn = ["--uneven-spacing", "warn", "--device", "cpu", "-f", "dicom-seg", "-o", tmp_path / "ours"]
-    run(bundle, tmp_path / "a", "boltzformer", "segment", series, *prompts, *warn)
+    said = run(bundle, tmp_path / "a", "boltzformer", "segment", series, *prompts, *warn)
+    assert f"prompt '{prompts[0]}' is far" in said
     (theirs,) = (tmp_path / "deploy").glob("*.dcm")
     (ours,) = (tmp_path / "ours").glob("*.seg.dcm")
     assert segments(theirs) == segments(ours)

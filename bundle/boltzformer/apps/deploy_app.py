@@ -36,6 +36,7 @@ from boltzformer.apps.release import NAME, bundle_version, weights_checksum
 from boltzformer.bundle_folder import bundle_folder
 from boltzformer.data.prompts import Prompt, make_prompts, read_prompt_list
 from boltzformer.errors import InputError
+from boltzformer.inference.known_terms import nearest_known
 from boltzformer.volumes.dicom_source import MANUFACTURER, one_line
 from boltzformer.volumes.segment_codes import Code as Term
 from boltzformer.volumes.segment_codes import find_code
@@ -67,7 +68,8 @@ class PromptedBundleOperator(MonaiBundleInferenceOperator):
         super().__init__(*args, **kwargs)
 
     def predict(self, data: Any, *args: Any, **kwargs: Any) -> Any:
-        """Logits of the prompts; prompts are data and pass by the config."""
+        """Logits of the prompts; prompts are data and pass by the config. Tells which of them were never trained."""
+        nearest_known(self.parser.get_parsed_content("recipe"), self._model_network, self.prompts)
         return self._inferer(inputs=data, network=self._model_network, prompts=self.prompts)
 
 
