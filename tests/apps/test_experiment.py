@@ -17,6 +17,7 @@ import pytest
 from boltzformer.apps.experiment import run_table
 from boltzformer.apps.experiment_claims import verdict
 from boltzformer.apps.experiment_definition import read_table
+from boltzformer.apps.experiment_figures import _slugs
 from boltzformer.apps.experiment_plan import plan_runs
 from boltzformer.apps.experiment_runs import Step
 from boltzformer.data.phantom import write_phantoms
@@ -359,6 +360,11 @@ def test_figures_are_drawn_from_finished_runs(done, tmp_path, kind):
         dice = [float(row["dice"]) for row in csv.DictReader(rows.open())]
         assert f"{sum(value < 0.01 for value in dice)} of {len(dice)} slices missed" in captions
     assert "Not the paper's budget: budget.json" in captions
+
+
+def test_rows_in_any_script_have_pictures_of_their_own():
+    slugs = _slugs(["τ₀ = 0.5", "0,5", "全注意力", "阈值", "row 2"])
+    assert list(slugs.values()) == ["0_5", "0_5_2", "row", "row_2", "row_2_2"]
 
 
 def test_a_table_says_what_its_rows_cost_and_whether_its_claims_hold(done, tmp_path):

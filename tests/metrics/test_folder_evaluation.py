@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -234,6 +235,15 @@ def test_prediction_map_with_an_unknown_value(labels_dir, exact_predictions, mak
     found = run(labels_dir, exact_predictions)
     assert len(found.failures) == 2  # both objects of that map
     assert all("[5] stand for no object" in failure["error"] for failure in found.failures)
+
+
+def end_process(path):
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_is_one_clear_error(labels_dir, exact_predictions):
+    with pytest.raises(InputError, match="give fewer --workers"):
+        evaluate_folder(cases(labels_dir), PredictionFolder(exact_predictions), end_process, workers=2)
 
 
 def test_prediction_without_a_label(labels_dir, exact_predictions):

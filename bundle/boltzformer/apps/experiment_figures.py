@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,9 @@ def draw_figure(
             "Truth in green, masks in orange, above each its Dice. Of each object the slices of median area."
         )
     else:
+        slugs = _slugs(chosen)
         for label, run in chosen.items():
-            path = out_dir / f"{table.name}_{_slug(label)}.png"
+            path = out_dir / f"{table.name}_{slugs[label]}.png"
             if kind == "sampled_patches":
                 figure = _patches(run, typical_rows(scored[label], count), runs_dir, bundle, device)
                 captions.append(f"{label}: brighter patches were drawn by more queries.")
@@ -195,5 +196,14 @@ def _item(dataset: SliceDataset, row: Row) -> dict[str, Any]:
     raise InputError(f"{row['case']}, slice {row['slice']}: scored once, and now not in the dataset; was it changed?")
 
 
-def _slug(label: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "row"
+def _slugs(labels: Iterable[str]) -> dict[str, str]:
+    """Labels as parts of file names; those that come to the same are numbered, in whatever script they are."""
+    slugs: dict[str, str] = {}
+    for label in labels:
+        first = slug = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "row"
+        number = 1
+        while slug in slugs.values():
+            number += 1
+            slug = f"{first}_{number}"
+        slugs[label] = slug
+    return slugs

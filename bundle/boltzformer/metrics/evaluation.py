@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -39,7 +40,7 @@ def evaluate_folder(
         progress: called with each case's result.
 
     Raises:
-        InputError: where there is no case, or two cases share a name.
+        InputError: where there is no case, two cases share a name, or a process was ended from outside.
     """
     settings = settings or EvaluationSettings()
     if not cases:
@@ -86,4 +87,10 @@ def _map(
         return
     # Fresh processes: a forked copy of a process that has used threads (torch) may hang.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(score, cases)
+        try:
+            yield from pool.map(score, cases)
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"one of {workers} processes was ended from outside while it scored, most likely for want of memory: "
+                "give fewer --workers"
+            ) from error
