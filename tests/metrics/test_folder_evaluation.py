@@ -334,6 +334,22 @@ def test_sequences_that_share_a_label_map_have_predictions_of_their_own(labels_d
     assert [failure["case"] for failure in found.failures] == ["Case-0_T2", "Case-0_T2"]
 
 
+def test_an_image_with_a_label_map_for_each_object_has_one_prediction(labels_dir, tmp_path, make_volume):
+    label = load(labels_dir / "case_0.nii.gz")
+    pairs = []
+    for value, name in OBJECTS.items():
+        own = make_volume(tmp_path / "each" / f"map_{value}.nii.gz", ((label == value) * value).astype(np.uint8))
+        pairs.append(LabelledCase(own, {value: name}, "set", "a", tmp_path / "images" / "pt.nii.gz"))
+        make_volume(tmp_path / "p" / "pt" / f"{name}.nii.gz", (label == value).astype(np.uint8))
+    found = evaluate_folder(pairs, PredictionFolder(tmp_path / "p"), read_volume)
+    assert found.failures == []
+    assert [row["dice"] for row in found.volumes] == [1, 1]
+    # of two images of one name it could be either's
+    apart = [replace(case, image=tmp_path / case.label.stem / "pt.nii.gz") for case in pairs]
+    found = evaluate_folder(apart, PredictionFolder(tmp_path / "p"), read_volume)
+    assert [failure["case"] for failure in found.failures[:2]] == ["map_1", "map_2"]
+
+
 def test_the_false_positive_volume_is_a_mean_over_known_voxel_sizes(labels_dir, tmp_path, make_volume):
     """A spleen that is nowhere, of which the second prediction has some; the voxel size of neither is known."""
     listed = cases(labels_dir)[:2]

@@ -63,6 +63,7 @@ def told_apart(cases: Sequence[LabelledCase]) -> Sequence[LabelledCase]:
     """Cases whose names differ, each with the names of all: after their images, or after their labels.
 
     Images that share a name lie in folders of their own (pt_1/ct.nii.gz); then only the labels tell the cases apart.
+    So they do for an image with a label map for each object, whose predictions go by the image's name still.
 
     Raises:
         InputError: two cases share a name.
@@ -70,7 +71,8 @@ def told_apart(cases: Sequence[LabelledCase]) -> Sequence[LabelledCase]:
     repeated = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
     if not repeated or len({case.names[0] for case in cases}) == len(cases):
         named = [replace(case, name=case.names[0]) for case in cases] if repeated else cases
-        others = frozenset([*repeated, *(case.name for case in named)])
+        shared = {name for name in repeated if len({case.image for case in cases if case.name == name}) > 1}
+        others = frozenset([*shared, *(case.name for case in named)])
         return [replace(case, others=case.others | others) for case in named]
     first, second = [case.image or case.label for case in cases if case.name == repeated[0]][:2]
     raise InputError(
