@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from shutil import copyfile
 
 import nibabel as nib
 import numpy as np
@@ -97,6 +98,21 @@ def test_an_axis_that_has_a_kernel_of_three_keeps_it():
     kernels, _, _ = topology((64, 64, 16), np.array([1.0, 1.0, 5.0]))
     assert kernels[0] == [3, 3, 1]
     assert kernels[-1] == [3, 3, 3]
+
+
+def test_images_of_one_name_would_take_each_others_masks(phantoms, tmp_path):
+    content = json.loads((phantoms / "dataset.json").read_text())
+    for section in ("training", "validation"):
+        items = [dict(item, label=str(phantoms / item["label"])) for item in content[section]]
+        content[section] = [{**item, "image": str(phantoms / item["image"])} for item in items]
+    for number in (1, 2):
+        (tmp_path / f"pt_{number}").mkdir()
+        copyfile(content["validation"][0]["image"], tmp_path / f"pt_{number}" / "ct.nii.gz")
+    both = [{**content["validation"][0], "image": f"pt_{number}/ct.nii.gz"} for number in (1, 2)]
+    (tmp_path / "dataset.json").write_text(json.dumps({**content, "validation": both}))
+    with pytest.raises(InputError, match=r"pt_1/ct.nii.gz and .*pt_2/ct.nii.gz would be written to one file"):
+        dynunet.train_and_score(tmp_path, tmp_path / "out", 1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_from_training_to_scores(phantoms, tmp_path):

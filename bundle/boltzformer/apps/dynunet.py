@@ -23,6 +23,7 @@ from boltzformer.metrics.measures.cases import EvaluationSettings
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
 from boltzformer.training.closed_set import predict_cases, train_for
 from boltzformer.training.closed_set_plan import make_network, make_plan
+from boltzformer.volumes.names import case_name, check_names
 from boltzformer.weights import save_atomically
 
 
@@ -81,11 +82,12 @@ def train_and_score(
         what could not be scored.
 
     Raises:
-        InputError: a setting out of its range, or a dataset that cannot be read.
+        InputError: a setting out of its range, a dataset that cannot be read, or images of one name to segment.
     """
     if minutes <= 0:
         raise InputError(f"--minutes is {minutes}; give more than 0.")
     training, held_out = load_cases(dataset, "training"), load_cases(dataset, section)
+    check_names((case_name(image), image) for image in dict.fromkeys(case["image"] for case in held_out))
     set_determinism(seed=seed)
     plan = make_plan(training, patch)
     network = make_network(plan, filters)
