@@ -108,7 +108,8 @@ def test_images_of_one_name_would_take_each_others_masks(phantoms, tmp_path):
     for number in (1, 2):
         (tmp_path / f"pt_{number}").mkdir()
         copyfile(content["validation"][0]["image"], tmp_path / f"pt_{number}" / "ct.nii.gz")
-    both = [{**content["validation"][0], "image": f"pt_{number}/ct.nii.gz"} for number in (1, 2)]
+    one = {**content["validation"][0], "patient": "a"}
+    both = [{**one, "image": f"pt_{number}/ct.nii.gz"} for number in (1, 2)]
     (tmp_path / "dataset.json").write_text(json.dumps({**content, "validation": both}))
     with pytest.raises(InputError, match=r"pt_1/ct.nii.gz and .*pt_2/ct.nii.gz would be written to one file"):
         dynunet.train_and_score(tmp_path, tmp_path / "out", 1)
