@@ -78,6 +78,8 @@ def test_what_is_computed_is_as_before_and_the_rest_is_empty(volume, network):
     there = computed.T[None, :, None, None]
     assert torch.equal(result.as_tensor(), torch.where(there, everywhere.as_tensor(), BLANK_LOGIT))
     assert torch.equal(result.meta["existence"][0].T, torch.where(computed, score, 0.0))
+    assert result.meta["coarse_mm"].tolist() == [[4.0, 0.0, 4.0]]
+    assert everywhere.meta["coarse_mm"].tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_a_slice_is_encoded_once_whoever_asks(volume, network, monkeypatch):
@@ -101,9 +103,9 @@ def test_masks_do_not_depend_on_the_other_prompts(volume, network):
     "settings", [{"existence": ExistenceGate(0.0)}, {"existence": ExistenceGate(0.05)}, {"precision": "plain"}]
 )
 def test_every_slice_where_the_gate_would_not_empty_them_or_groups_are_off(volume, network, settings):
-    assert torch.equal(
-        _segment(volume, network, EVERY_4_MM, **settings).as_tensor(), _segment(volume, network, None, **settings)
-    )
+    found = _segment(volume, network, EVERY_4_MM, **settings)
+    assert torch.equal(found.as_tensor(), _segment(volume, network, None, **settings))
+    assert not found.meta["coarse_mm"].any(), "what the recipe allows is not what was done"
 
 
 @pytest.mark.parametrize(("mm", "coarse"), [(9.0, None), (1.0, EVERY_4_MM)])

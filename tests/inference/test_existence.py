@@ -114,11 +114,13 @@ def test_sidecar_and_evaluation_know_the_scores(tmp_path, scoring):
     assert folder.existence(["scan"], "liver", 0) is None  # slices of another axis
     assert folder.existence(["scan"], "spleen", 2) is None
     assert "slice_probability_alone" not in entry, "no slice had to agree with another"
+    assert (entry["coarse_mm"], entry["agreement_mm"]) == (0, 0)
     alike = Segmenter.from_bundle(
         BUNDLE, tmp_path / "model.pt", [overlay], device="cpu", window="soft_tissue", agreement_mm=3.0
     )
     alike.segment(scan, [Prompt("liver in abdominal CT", "liver")]).save(tmp_path / "alike")
     folder = PredictionFolder(tmp_path / "alike")
+    assert json.loads((tmp_path / "alike" / "scan.json").read_text())["labels"][0]["agreement_mm"] == 3.0
     averaged, alone = (
         folder.existence(["scan"], "liver", 2, key) for key in ("slice_probability", "slice_probability_alone")
     )

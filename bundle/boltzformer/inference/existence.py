@@ -18,6 +18,10 @@ EXISTENCE_KEY = "existence"
 EXISTENCE_ALONE_KEY = "existence_alone"
 """Scores as each slice gave them, where `existence` has means over the slices around."""
 EXISTENCE_AXIS_KEY = "existence_axis"
+COARSE_KEY = "coarse_mm"
+"""For each prompt how far apart its first looks may lie (`inference.coarse`); 0 where it was looked for everywhere."""
+AGREEMENT_KEY = "agreement_mm"
+"""For each prompt the sigma of the means over neighbouring slices (`inference.agreement`); 0 where there were none."""
 IMPROBABLE = 0.2
 """Calibrated probability below which a slice by itself rules an object out, whatever its neighbours say."""
 
@@ -58,11 +62,11 @@ class ExistenceGate:
 
 
 class ExistenceFromMetad(MapTransform):
-    """Dictionary transform: the scores that the inferer left in the metadata of `pred` become part of the item.
+    """Dictionary transform: what the inferer left in the metadata of `pred` becomes part of the item.
 
-    They are `existence`, (P, slices) in the order of the RAS volume, `existence_axis`, and where neighbouring slices
-    had to agree `existence_alone`, as `existence` but of each slice by itself. It stands before `Invertd`, which gives
-    the prediction the image's metadata.
+    That is `existence`, (P, slices) in the order of the RAS volume, `existence_axis`, and where neighbouring slices
+    had to agree `existence_alone`, as `existence` but of each slice by itself; and `coarse_mm` and `agreement_mm`,
+    (P,). It stands before `Invertd`, which gives the prediction the image's metadata.
 
     Args:
         keys: the prediction.
@@ -73,9 +77,12 @@ class ExistenceFromMetad(MapTransform):
         super().__init__(keys, allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Move the scores; an item without them stays as it is."""
+        """Move it; an item without stays as it is."""
         item = dict(data)
         for key in self.key_iterator(item):
+            for name in (COARSE_KEY, AGREEMENT_KEY):
+                if isinstance(item[key], MetaTensor) and name in item[key].meta:
+                    item[name] = item[key].meta[name].flatten()  # (1, P) unless taken apart
             if isinstance(item[key], MetaTensor) and EXISTENCE_KEY in item[key].meta:
                 for name in (EXISTENCE_KEY, EXISTENCE_ALONE_KEY):
                     if name in item[key].meta:

@@ -20,7 +20,13 @@ from torch import Tensor
 
 from boltzformer.data.prompts import Prompt
 from boltzformer.errors import InputError
-from boltzformer.inference.existence import EXISTENCE_ALONE_KEY, EXISTENCE_AXIS_KEY, EXISTENCE_KEY
+from boltzformer.inference.existence import (
+    AGREEMENT_KEY,
+    COARSE_KEY,
+    EXISTENCE_ALONE_KEY,
+    EXISTENCE_AXIS_KEY,
+    EXISTENCE_KEY,
+)
 from boltzformer.output_files import relative_to
 from boltzformer.volumes.spacing import has_spacing
 from boltzformer.volumes.write import Grid, size_text, write_notes
@@ -132,7 +138,8 @@ class SaveMasks:
         `<output_dir>/<case>.nii.gz`: the combined label map, uint8, value i for prompt i;
         `<output_dir>/<case>.json`: which value is which prompt, its voxels and millilitres (null where the voxel size
             is not known), where the network scores it the probability that the object is in each slice (`slice_axis`,
-            `slice_order`), and how it was made;
+            `slice_order`), and how it was made, for each prompt the first looks' distance and the sigma of the means
+            over slices (`coarse_mm`, `agreement_mm`; 0 where there were none);
         `<output_dir>/<case>/<name>.nii.gz`: a mask of 0 and 1 for each prompt, uint8;
         `<output_dir>/<case>/<name>_probability.nii.gz`: where asked for, float32 in [0, 1];
         `<output_dir>/<case>/orthogonal-grid.nii.gz`: only for a sheared grid (a tilted gantry), which ITK's viewers
@@ -214,6 +221,9 @@ class SaveMasks:
             if EXISTENCE_ALONE_KEY in output:
                 alone = existence_notes(output[EXISTENCE_ALONE_KEY][index])
                 listed[-1]["slice_probability_alone"] = alone["slice_probability"]
+            for key in (COARSE_KEY, AGREEMENT_KEY):
+                if key in output:
+                    listed[-1][key] = round(float(output[key][index]), 6)
         combined = _plain(output["pred"])[0].cpu().numpy()
         notes: dict[str, Any] = {"image": relative_to(grid.name, self.output_dir), "labels": listed}
         if EXISTENCE_KEY in output:

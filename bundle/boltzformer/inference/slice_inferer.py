@@ -22,6 +22,8 @@ from boltzformer.inference.agreement import Agreement
 from boltzformer.inference.canvas import SeenThrough, on_canvas
 from boltzformer.inference.coarse import CoarsePass, after_looks, first_looks
 from boltzformer.inference.existence import (
+    AGREEMENT_KEY,
+    COARSE_KEY,
     EXISTENCE_ALONE_KEY,
     EXISTENCE_AXIS_KEY,
     EXISTENCE_KEY,
@@ -151,7 +153,8 @@ class PromptedSliceInferer(SliceInferer):
             Logits (1, P, H, W, D), float16, or their ranks in uint8, on the device of `inputs`; with the input's
             metadata, and under `existence` in it the probability that each object is in each slice, (1, P, slices)
             float32, where the network scores it; under `existence_alone` the same as each slice gave it, where
-            `existence` has means over the slices around.
+            `existence` has means over the slices around; under `coarse_mm` and `agreement_mm`, (1, P), what was done
+            for each prompt, in mm, 0 where it was not.
 
         Raises:
             InputError: a volume of another shape or outside [0, 1], or a prompt that is empty or no text.
@@ -176,7 +179,8 @@ class PromptedSliceInferer(SliceInferer):
         with Workers.of(groups_at_once(network)) as workers, self._computing_on(device):
             text = cast(Any, network).encode_text(sentences)
             slices = self._slices_to_compute(volume)
-            for asked in self._passes(slices, self._steps(network, sentences, along), found):
+            steps = self._steps(network, sentences, along)
+            for asked in self._passes(slices, steps, found):
                 for chosen, part in self._batches(found, network, text, asked, workers):
                     found.take(chosen, asked[chosen], part)
             with torch.autocast(device.type, enabled=False):  # means are float32, of logits that are kept in float16
@@ -184,6 +188,10 @@ class PromptedSliceInferer(SliceInferer):
         result = found.logits.movedim(0, self.spatial_dim + 1)[None]
         # with the input's metadata, which `Invertd` asks for
         result = convert_to_dst_type(result, inputs, dtype=result.dtype)[0]
+        if isinstance(result, MetaTensor):
+            near = torch.zeros(len(sentences)) if neighbours is None else neighbours.near.float()
+            result.meta[AGREEMENT_KEY] = self.agreement.sigma_mm * near[None]
+            result.meta[COARSE_KEY] = self.coarse.distance_mm * (torch.tensor([steps]) > 1).float()
         if found.scored and isinstance(result, MetaTensor):
             for name, logits in ((EXISTENCE_KEY, found.existence), (EXISTENCE_ALONE_KEY, found.alone)):
                 if logits is not None:  # a batch of one: an engine takes it apart
