@@ -32,3 +32,12 @@ def test_a_damaged_line_is_named(line, message, tmp_path):
     path.write_text(f"{HEAD}\nset,b,0.1,0.5\n{line}\n")
     with pytest.raises(InputError, match=message):
         read_slice_scores(path)
+
+
+def test_a_column_that_is_named_has_to_be_there(tmp_path):
+    """Without it every slice would be one patient's, and no interval be given, without a word."""
+    path = tmp_path / "scores.csv"
+    path.write_text(f"{HEAD}\nset,b,0.1,0.5\n")
+    assert read_slice_scores(path)[0]["patient"] == "unknown"
+    with pytest.raises(InputError, match="has no column 'subject'"):
+        read_slice_scores(path, columns={"patient": "subject"})

@@ -47,7 +47,8 @@ def read_slice_scores(
     if unknown := sorted(set(columns or {}) - set(KNOWN)):
         raise InputError(f"{path}: `columns` names {unknown[0]!r}; known are {', '.join(KNOWN)}.")
     there = set(lines[0]) if lines else set()
-    lacking = [names[name] for name in NEEDED if names[name] not in there]
+    asked = [*NEEDED, *(name for name in columns or {} if name not in NEEDED)]
+    lacking = [names[name] for name in asked if names[name] not in there]
     if names["area_percent"] not in there and names["area_pixels"] not in there:
         lacking.append(names["area_percent"])
     if lacking:
