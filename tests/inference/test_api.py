@@ -110,3 +110,10 @@ def test_logits_are_kept_where_asked_for(segmenter):
     assert "logits" not in found.item
     with pytest.raises(InputError, match="keep_logits"):
         _ = found.probabilities
+
+
+def test_the_bar_is_switched_where_the_network_is_built(weights, overlay):
+    usual, quiet = (
+        Segmenter.from_bundle(BUNDLE, weights, [overlay], device="cpu", **given) for given in ({}, {"progress": False})
+    )
+    assert (usual.inferer.progress, quiet.inferer.progress) == (True, False)

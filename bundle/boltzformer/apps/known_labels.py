@@ -139,9 +139,7 @@ def _item(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _segmenter(weights: Path, device: torch.device | None) -> Segmenter:
-    segmenter = Segmenter.from_bundle(bundle_folder(), weights, device=device, keep_logits=False)
-    segmenter.inferer.progress = False
-    return segmenter
+    return Segmenter.from_bundle(bundle_folder(), weights, device=device, progress=False, keep_logits=False)
 
 
 def _line(result: CaseResult) -> str:

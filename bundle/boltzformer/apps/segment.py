@@ -96,9 +96,8 @@ def main(
             **({} if limits is None else {"window": limits}),
         }
         settings |= {} if precision is None else {"precision": check_precision(precision)}
-        make_segmenter = partial(
-            _make_segmenter, file, overlays, place, {**settings, "uneven_spacing": uneven_spacing}, not as_json
-        )
+        settings |= {"uneven_spacing": uneven_spacing, "progress": not as_json}
+        make_segmenter = partial(_make_segmenter, file, overlays, place, settings)
         decisive |= {"device": str(place), "precision": precision}
         request = Request(tuple(wanted), chosen, algorithm, uneven_spacing, decisive)
         show = _print_json if as_json else _print_lines
@@ -120,11 +119,9 @@ def main(
 
 
 def _make_segmenter(
-    weights: Path, overlays: list[Path], device: torch.device | None, settings: dict[str, Any], progress: bool
+    weights: Path, overlays: list[Path], device: torch.device | None, settings: dict[str, Any]
 ) -> Segmenter:
-    segmenter = Segmenter.from_bundle(bundle_folder(), weights, overlays, device, **settings)
-    segmenter.inferer.progress = progress
-    return segmenter
+    return Segmenter.from_bundle(bundle_folder(), weights, overlays, device, **settings)
 
 
 def _wanted(prompts: list[str], prompt_list: Path | None) -> list[Prompt]:

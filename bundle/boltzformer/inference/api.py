@@ -87,6 +87,7 @@ class Segmenter:
         weights: str | os.PathLike[str] | None = None,
         overlays: Sequence[str | os.PathLike[str]] = (),
         device: str | torch.device | None = None,
+        progress: bool = True,
         **overrides: Any,
     ) -> Segmenter:
         """Build from `configs/inference.json`.
@@ -97,6 +98,7 @@ class Segmenter:
             overlays: config files on top, for example the network overlay that the weights were trained with; relative
                 ones lie in the bundle.
             device: where to compute; CUDA where there is one by default.
+            progress: draw a bar of the slices on a terminal; a line each half minute elsewhere.
             overrides: values of the config's keys, for example `window="lung"` or `memory_gb=8`. `keep_logits=False`
                 saves memory where no probabilities are asked for.
 
@@ -129,6 +131,7 @@ class Segmenter:
             )
         except RuntimeError as error:  # MONAI wraps whatever a component raises
             raise find_input_error(error) or error from None
+        inferer.progress = progress
         known = known_terms_of(parser.get_parsed_content("recipe"), network)
         return cls(network, preprocessing, inferer, postprocessing, known)
 

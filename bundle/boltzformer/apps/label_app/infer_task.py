@@ -103,8 +103,7 @@ class PromptTask(InferTask):
         state = (self.weights, self.weights.stat().st_mtime_ns)
         if self._loaded is None or self._loaded[0] != state:
             logger.info("weights: %s", state[0])
-            segmenter = Segmenter.load(state[0], self._device, keep_logits=False)
-            segmenter.inferer.progress = False
+            segmenter = Segmenter.load(state[0], self._device, progress=False, keep_logits=False)
             self._loaded = (state, segmenter)
         return self._loaded[1]
 
