@@ -274,6 +274,10 @@ def test_other_sites_are_kept_out(client, scan):
     for origin in ("http://[", "null", "http://127.0.0.1:x", ""):
         refused(client.get("/api/info", headers={"origin": origin}), 403, "other sites")
     assert client.get("/api/info", headers={"origin": "http://127.0.0.1", "host": "127.0.0.1"}).status_code == 200
+    behind_a_proxy = {"origin": "https://localhost:8443", "host": "localhost:8443"}
+    assert client.get("/api/info", headers=behind_a_proxy).status_code == 200
+    for host in ("127.0.0.1:8000", "localhost"):  # it names itself, or leaves out the port
+        refused(client.get("/api/info", headers={**behind_a_proxy, "host": host}), 403, "pass the Host header on")
 
 
 def test_a_port_is_held_before_the_network_is_loaded():

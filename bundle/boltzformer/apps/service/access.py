@@ -89,7 +89,9 @@ class Gate:
         origin = headers.get("origin")
         # a page of another origin may send forms here, though it could not read the answer
         if origin is not None and _place(origin) != headers.get("host"):
-            return JSONResponse({"error": "requests from other sites are refused."}, 403)
+            # one cause is no attack: a proxy that names itself, or leaves out the port
+            told = "requests from other sites are refused; a proxy in front has to pass the Host header on as it came."
+            return JSONResponse({"error": told}, 403)
         if not self.access.token or path in OPEN_PATHS or path.startswith(PAGE_PATH):
             return None
         kind, _, given = headers.get("authorization", "").partition(" ")
