@@ -334,6 +334,20 @@ def test_sequences_that_share_a_label_map_have_predictions_of_their_own(labels_d
     assert [failure["case"] for failure in found.failures] == ["Case-0_T2", "Case-0_T2"]
 
 
+def test_sequences_of_one_label_map_are_one_patients(labels_dir, exact_predictions, tmp_path):
+    """By their names they were two, and the interval drew them apart; so do others of either's volumes belong to it."""
+    shared, other = labels_dir / "case_0.nii.gz", labels_dir / "case_1.nii.gz"
+    listed = [
+        LabelledCase(label, OBJECTS, "set", patient, tmp_path / f"{name}.nii.gz")
+        for label, patient, name in ((shared, "t1", "t1"), (other, "t2", "later"), (shared, "t2", "t2"))
+    ]
+    (exact_predictions / "case_2.nii.gz").unlink()
+    found = evaluate_folder(listed, PredictionFolder(exact_predictions), read_volume)
+    assert found.failures == []
+    assert {row["patient"] for row in [*found.slices, *found.volumes, *found.lesions]} == {"t1"}
+    assert found.summary["patients"] == found.summary["intervals"]["overall"]["volume_dice"]["clusters"] == 1
+
+
 def test_an_image_with_a_label_map_for_each_object_has_one_prediction(labels_dir, tmp_path, make_volume):
     label = load(labels_dir / "case_0.nii.gz")
     pairs = []

@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 
 from boltzformer.errors import InputError
 from boltzformer.metrics.grids import Reader
@@ -63,7 +64,8 @@ def told_apart(cases: Sequence[LabelledCase]) -> Sequence[LabelledCase]:
     """Cases whose names differ, each with the names of all: after their images, or after their labels.
 
     Images that share a name lie in folders of their own (pt_1/ct.nii.gz); then only the labels tell the cases apart.
-    So they do for an image with a label map for each object, whose predictions go by the image's name still.
+    So they do for an image with a label map for each object, whose predictions go by the image's name still. Images of
+    one label map, such as the sequences of an MR, are one patient's, whatever their names say.
 
     Raises:
         InputError: two cases share a name.
@@ -73,12 +75,30 @@ def told_apart(cases: Sequence[LabelledCase]) -> Sequence[LabelledCase]:
         named = [replace(case, name=case.names[0]) for case in cases] if repeated else cases
         shared = {name for name in repeated if len({case.image for case in cases if case.name == name}) > 1}
         others = frozenset([*shared, *(case.name for case in named)])
-        return [replace(case, others=case.others | others) for case in named]
+        return [replace(case, others=case.others | others) for case in _of_one_patient(named)]
     first, second = [case.image or case.label for case in cases if case.name == repeated[0]][:2]
     raise InputError(
         f"{first} and {second} share the name {repeated[0]}, and not all label maps have names of their own: rename "
         "them, or evaluate one at a time."
     )
+
+
+def _of_one_patient(cases: Sequence[LabelledCase]) -> list[LabelledCase]:
+    """Cases of one label map under one patient, for intervals draw patients as independent of each other."""
+    known_as: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def patient_of(case: LabelledCase) -> tuple[str, str]:
+        patient = case.dataset, case.patient
+        while patient in known_as:
+            patient = known_as[patient]
+        return patient
+
+    firsts: dict[tuple[str, Path], LabelledCase] = {}
+    for case in cases:
+        own, first = patient_of(case), patient_of(firsts.setdefault((case.dataset, case.label), case))
+        if own != first:
+            known_as[own] = first
+    return [replace(case, patient=patient_of(case)[1]) for case in cases]
 
 
 def _map(
