@@ -315,6 +315,10 @@ def test_images_of_one_name_leave_the_cases_apart(labels_dir, exact_predictions,
     found = evaluate_folder(named, PredictionFolder(exact_predictions), read_volume)
     assert found.failures == []
     assert {row["case"] for row in found.volumes} == {"case_0", "case_1", "case_2"}
+    assert {row["patient"] for row in found.volumes} == {"case_0", "case_1", "case_2"}
+    by_name = [replace(case, patient="ct") for case in named]  # as a datalist that names no patient has it
+    found = evaluate_folder(by_name, PredictionFolder(exact_predictions), read_volume)
+    assert found.summary["patients"] == found.summary["intervals"]["overall"]["volume_dice"]["clusters"] == 3
 
 
 def test_sequences_that_share_a_label_map_have_predictions_of_their_own(labels_dir, tmp_path, make_volume):

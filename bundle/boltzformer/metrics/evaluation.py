@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -72,8 +73,8 @@ def told_apart(cases: Sequence[LabelledCase]) -> Sequence[LabelledCase]:
     """
     repeated = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
     if not repeated or len({case.names[0] for case in cases}) == len(cases):
-        named = [replace(case, name=case.names[0]) for case in cases] if repeated else cases
         shared = {name for name in repeated if len({case.image for case in cases if case.name == name}) > 1}
+        named = [_by_label(case, shared) for case in cases] if repeated else cases
         others = frozenset([*shared, *(case.name for case in named)])
         return [replace(case, others=case.others | others) for case in _of_one_patient(named)]
     first, second = [case.image or case.label for case in cases if case.name == repeated[0]][:2]
@@ -81,6 +82,12 @@ def told_apart(cases: Sequence[LabelledCase]) -> Sequence[LabelledCase]:
         f"{first} and {second} share the name {repeated[0]}, and not all label maps have names of their own: rename "
         "them, or evaluate one at a time."
     )
+
+
+def _by_label(case: LabelledCase, shared: AbstractSet[str]) -> LabelledCase:
+    """A case under its label's name; so is the patient, for whom an image's name stood that several images share."""
+    label = case.names[0]
+    return replace(case, name=label, patient=label if case.patient in shared & {case.name} else case.patient)
 
 
 def _of_one_patient(cases: Sequence[LabelledCase]) -> list[LabelledCase]:
