@@ -15,6 +15,7 @@ from boltzformer.metrics.evaluation import evaluate_folder
 from boltzformer.metrics.measures.cases import EvaluationSettings, LabelledCase
 from boltzformer.metrics.measures.evaluation import Evaluation
 from boltzformer.metrics.measures.prediction_files import PredictionFolder
+from boltzformer.metrics.show.figures import interval_plot
 from boltzformer.metrics.show.pictures import case_picture, worst_volumes
 from boltzformer.metrics.show.report import write_report
 from boltzformer.metrics.summary.comparison import compare_with
@@ -178,3 +179,8 @@ def test_picture_is_of_the_slice_with_the_most_wrong_voxels():
     assert case_picture(label, pred, (1.0, 1.0, 1.0))[1] == 1
     pred[20:22, 20:22, 4] = True
     assert case_picture(label, pred, (1.0, 1.0, 1.0))[1] == 4
+
+
+def test_a_name_is_no_formula():
+    line = {"value": 0.5, "low": None, "high": None}
+    assert interval_plot({r"lesion $\frac$": line, "a $ b": line}, "mean Dice").startswith("<?xml")

@@ -79,7 +79,8 @@ def interval_plot(lines: Mapping[str, Mapping[str, Any]], xlabel: str, zero: boo
         if line["low"] is not None:
             axes.hlines(y, line["low"], line["high"], color=BLUE, linewidth=2)
         axes.plot(line["value"], y, "o", color=BLUE, markersize=6)
-    axes.set_yticks(range(len(shown)), list(reversed(shown)))
+    # a name is no formula: one with two dollar signs may be none that can be drawn
+    axes.set_yticks(range(len(shown)), [name.replace("$", r"\$") for name in reversed(shown)])
     axes.set(ylim=(-0.6, len(shown) - 0.4), xlabel=xlabel)
     if zero:
         axes.axvline(0, color="#555555", linewidth=0.8)
