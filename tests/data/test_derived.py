@@ -17,6 +17,7 @@ from boltzformer.data.derived import (
     read_scan,
     resampled,
     shifted,
+    softened,
     unchanged,
     write_datalist,
     write_derived,
@@ -85,6 +86,26 @@ def test_masks_come_back_on_the_pixels_of_the_scan(change):
             assert np.array_equal(back, label)
         else:
             assert (back & label).sum() > 0.5 * label.sum()
+
+
+def test_softening_takes_what_finer_pixels_lose_and_stays_on_the_grid():
+    scan = _scan()
+    fine, soft = resampled(2.0)(scan, 0), softened(2.0)(scan, 0)
+    assert np.array_equal(soft.label, scan.label)
+    assert np.array_equal(soft.affine, scan.affine)
+    assert soft.image.dtype == scan.image.dtype
+    blocks = fine.image.reshape(scan.image.shape[0], 2, scan.image.shape[1], 2, -1).mean(axis=(1, 3))
+    assert np.allclose(soft.image, blocks, atol=0.5)
+    contrast = [np.abs(np.diff(one.image.astype(float), axis=0)).max() for one in (scan, soft)]
+    assert contrast[1] < 0.95 * contrast[0]
+
+
+def test_sharp_pixels_repeat_the_scans_own():
+    scan = _scan()
+    linear, sharp = resampled(2.0)(scan, 0), resampled(2.0, sharp=True)(scan, 0)
+    assert np.array_equal(sharp.image, scan.image.repeat(2, 0).repeat(2, 1))
+    assert np.array_equal(sharp.label, linear.label)
+    assert np.array_equal(sharp.affine, linear.affine)
 
 
 def test_half_of_a_pixel_is_enough():

@@ -153,25 +153,45 @@ def other_side(name: str) -> str:
     return _SIDE.sub(lambda found: "right" if found.group().lower() == "left" else "left", name)
 
 
-def resampled(mm: float) -> Change:
+def resampled(mm: float, sharp: bool = False) -> Change:
     """Slices on pixels of another size, over the same field of view: the image linearly, labels by nearest neighbour.
 
     Args:
         mm: size of the new pixels.
+        sharp: the image by nearest neighbour too. Finer pixels then hold all that the scan holds, in steps.
     """
 
     def change(scan: Scan, number: int) -> Scan:
         sizes = [max(1, round(n * s / mm)) for n, s in zip(scan.image.shape[:2], scan.spacing, strict=True)]
-        image = torch.from_numpy(np.ascontiguousarray(scan.image.astype(np.float32))).permute(2, 0, 1)[None]
-        image = functional.interpolate(image, sizes, mode="bilinear", antialias=True, align_corners=False)
         factors = [n / size for n, size in zip(scan.image.shape[:2], sizes, strict=True)]
         rows, columns = (((np.arange(size) + 0.5) * f).astype(int) for size, f in zip(sizes, factors, strict=True))
         step = np.diag([*factors, 1.0, 1.0])
         step[:2, 3] = [(factor - 1) / 2 for factor in factors]  # pixels' outer edges stay where they are
-        made = image[0].permute(1, 2, 0).numpy()
-        if scan.image.dtype.kind != "f":  # whole numbers stay whole
-            made = np.rint(made).astype(scan.image.dtype)
+        if sharp:
+            return Scan(scan.image[rows][:, columns], scan.label[rows][:, columns], scan.affine @ step, scan.objects)
+        image = torch.from_numpy(np.ascontiguousarray(scan.image.astype(np.float32))).permute(2, 0, 1)[None]
+        image = functional.interpolate(image, sizes, mode="bilinear", antialias=True, align_corners=False)
+        made = _in_type_of(scan, image[0].permute(1, 2, 0).numpy())
         return Scan(made, scan.label[rows][:, columns], scan.affine @ step, scan.objects)
+
+    return change
+
+
+def softened(mm: float) -> Change:
+    """What `resampled` leaves of a scan's sharpness, on the scan's own pixels: there and, by means, back again.
+
+    Finer pixels that are made of coarse ones hold less than a scan of that resolution, and less than the coarse pixels
+    themselves: what is lost by them alone is lost here too.
+
+    Args:
+        mm: size of the pixels in between.
+    """
+
+    def change(scan: Scan, number: int) -> Scan:
+        fine = torch.from_numpy(np.ascontiguousarray(resampled(mm)(scan, number).image.astype(np.float32)))
+        back = functional.interpolate(fine.permute(2, 0, 1)[None], scan.image.shape[:2], mode="area")
+        made = _in_type_of(scan, back[0].permute(1, 2, 0).numpy())
+        return Scan(made, scan.label, scan.affine, scan.objects)
 
     return change
 
@@ -240,6 +260,11 @@ def shifted(seed: int) -> Change:
         return Scan(image, label, scan.affine, scan.objects)
 
     return change
+
+
+def _in_type_of(scan: Scan, made: np.ndarray) -> np.ndarray:
+    """An image made of a scan's; whole numbers stay whole."""
+    return made if scan.image.dtype.kind == "f" else np.rint(made).astype(scan.image.dtype)
 
 
 def _extent(label: np.ndarray, axis: int) -> tuple[int, int]:
