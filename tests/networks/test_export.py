@@ -21,8 +21,8 @@ def test_core_equals_the_network(network):
 
 
 @pytest.mark.parametrize(("ending", "channels"), [(".pt2", 3), (".onnx", 1)])
-@torch.no_grad()
 def test_exported_file_equals_eager(network, tmp_path, ending, channels):
+    """As the command does it: gradients are on."""
     if ending == ".onnx":
         pytest.importorskip("onnxruntime")
     positions._cache.clear()  # as in a fresh process: nothing that tracing makes may be kept

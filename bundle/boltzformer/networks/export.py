@@ -69,6 +69,6 @@ def export_program(network: BoltzFormer, prompt: str = "lesion", channels: int =
     """torch.export of the core; the number of text tokens stays free (2 to 77), all other sizes are fixed."""
     core = TensorCore(copy.deepcopy(network).eval()).requires_grad_(False)
     tokens = torch.export.Dim("tokens", min=2, max=77)
-    return torch.export.export(
-        core, example_inputs(network, prompt, channels), dynamic_shapes=(None, {1: tokens}, None)
-    )
+    inputs = example_inputs(network, prompt, channels)
+    with torch.no_grad():  # else what switches gradients off in the network becomes a part of the graph
+        return torch.export.export(core, inputs, dynamic_shapes=(None, {1: tokens}, None))
