@@ -54,5 +54,8 @@ def test_what_an_earlier_training_alone_had_is_marked_and_no_wording_is_lost(cas
     assert made["objects"][others[0]][0] != "worded otherwise"
     assert "larynx" not in lasting_objects(content)
     assert {own, *others} <= set(lasting_objects(content))
+    listed = [{**case, "objects": {**case["objects"], 99: "larynx"}} for case in cases]
+    declared = SliceDataset(listed, tmp_path, training=True, progress=False, num_workers=1)
+    assert recipe_of_run(small_network(), begun, declared, WordingBook())["trained_on"]["earlier_only"] == ["larynx"]
     first = Recipe({"input": dict(DEFAULTS)}, None, (), BUNDLE)
     assert "earlier_only" not in recipe_of_run(small_network(), first, data, WordingBook())["trained_on"]

@@ -60,12 +60,16 @@ def test_hints_where_settings_will_disappoint(data, start, rate, size, device, e
     assert all(part in hint for part, hint in zip(expected, hints, strict=True))
 
 
-def test_what_the_start_knows_and_nobody_teaches_is_told(data):
+def test_what_the_start_knows_and_nobody_teaches_is_told(data, tmp_path):
     def hints(*known: str) -> list[str]:
         return StartTable(data, data, nn.Linear(1, 1), {"learning rate": 1e-4}, "model.pt", known).hints()
 
     assert hints("Nodule", "vessel") == []
+    named = [{**case, "objects": {**case["objects"], 3: "larynx"}} for case in data.data]
+    declared = SliceDataset(named, tmp_path, training=True, progress=False)
+    rate = {"learning rate": 1e-4}
+    assert len(StartTable(declared, declared, nn.Linear(1, 1), rate, "model.pt", ["larynx"]).hints()) == 1
     (hint,) = hints("nodule", "larynx", "mandible")
-    assert "knows larynx, mandible, which no case here labels" in hint
+    assert "knows larynx, mandible, which no case here shows" in hint
     assert "--keep-known" in hint
     assert "prepare known --object NAME" in hint, "it does not keep what was not measured on whole volumes"

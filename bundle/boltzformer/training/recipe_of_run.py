@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -34,7 +34,7 @@ def recipe_of_run(network: nn.Module, recipe: Recipe, dataset: SliceDataset, wor
     content = {
         "network": record_definition(network, recipe.bundle_root / "models"),
         "input": {name: recipe.content["input"][name] for name in DEFAULTS},
-        "trained_on": _joined(recipe.content.get("trained_on", {}), _trained_on(dataset, wordings)),
+        "trained_on": _joined(recipe.content.get("trained_on", {}), _trained_on(dataset, wordings), dataset.counts()),
         "prompts": {"templates": list(wordings.templates), "entries": wordings.entries, "mode": wordings.file_mode},
         "thresholds": dict(recipe.content.get("thresholds", {})),
         "versions": versions(),
@@ -43,8 +43,14 @@ def recipe_of_run(network: nn.Module, recipe: Recipe, dataset: SliceDataset, wor
     return content
 
 
-def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What the weights have seen: a network that goes on from others' weights has seen their data too."""
+def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any], examples: Iterable[str]) -> dict[str, Any]:
+    """What the weights have seen: a network that goes on from others' weights has seen their data too.
+
+    Args:
+        earlier: of the weights that training starts from; may be empty.
+        now: of this training.
+        examples: objects that a slice of this training shows; a datalist may name others.
+    """
     joined = dict(now)
     for name, value in earlier.items():
         if isinstance(value, list) and name in now:
@@ -56,8 +62,10 @@ def _joined(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any
         own = texts.setdefault(name, [])
         own += [text for text in wordings if text not in own]
     joined["objects"] = dict(sorted(texts.items()))
-    taught = {object_key(name) for name in now["objects"]}
-    if earlier_only := [name for name in joined["objects"] if object_key(name) not in taught]:
+    shown = {object_key(name) for name in examples}
+    known = {object_key(name) for name in earlier.get("objects", {})}
+    lost = known - shown  # one that was never known and is not shown either is no matter of forgetting
+    if earlier_only := [name for name in joined["objects"] if object_key(name) in lost]:
         joined["earlier_only"] = earlier_only
     return joined
 

@@ -94,10 +94,10 @@ class StartTable:
             found.append(
                 f"slices of {size} px take days on a CPU: leave out the network's overlay (256 px), or take a GPU"
             )
-        taught = {object_key(name) for case in self.training.data for name in case["objects"].values()}
+        taught = {object_key(name) for name in self.training.counts()}  # a datalist may name more than its cases hold
         if forgotten := [name for name in self.known if object_key(name) not in taught]:
             found.append(
-                f"the start knows {_listed(forgotten)}, which no case here labels: training makes it forget them. To "
+                f"the start knows {_listed(forgotten)}, which no case here shows: training makes it forget them. To "
                 "keep them: boltzformer finetune --keep-known, and for what that leaves out boltzformer prepare known "
                 "--object NAME (bundle/docs/training.md)"
             )
