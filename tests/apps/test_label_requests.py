@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,6 +141,20 @@ def test_how_the_server_is_started(tmp_path, monkeypatch):
         label_server.server_command(str(tmp_path / "none"), weights, tmp_path / "other")
     with pytest.raises(InputError, match="no weights at"):
         label_server.server_command(str(studies), tmp_path / "none.pt", tmp_path / "other")
+
+
+def test_weights_that_were_trained_here_before_are_told(shell, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_server.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(label_server.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    weights = tmp_path / "better.pt"
+    weights.write_bytes(b"weights")
+    arguments = ["label-server", tmp_path, "--weights", weights, "--work-dir", tmp_path / "work"]
+    assert "answers" not in shell(*arguments).output
+    trained = label_server.trained_weights(tmp_path / "work")
+    trained.parent.mkdir()
+    trained.write_bytes(b"weights")
+    said = " ".join(shell(*arguments).output.split())
+    assert f"{trained}, which was trained here, answers, and not {weights}" in said
 
 
 def test_without_monai_label_the_command_says_how_to_install_it(shell, tmp_path, monkeypatch):

@@ -37,7 +37,15 @@ def main(
     Needs MONAI Label in an environment of its own: pip install '.[label]' -c constraints-label.txt.
     """
     with one_line_errors():
-        command = server_command(studies, weights or shipped_weights(), work_dir, host, port, device)
+        start = weights or shipped_weights()
+        command = server_command(studies, start, work_dir, host, port, device)
+        trained = trained_weights(work_dir)
+        if trained.is_file():
+            print(
+                f"{trained}, which was trained here, answers, and not {start}; to begin anew from that, give another "
+                "--work-dir.",
+                file=sys.stderr,
+            )
     raise typer.Exit(subprocess.run(command, env=_environment()).returncode)
 
 
@@ -78,6 +86,11 @@ def server_command(
     command += ["--studies", studies, "--host", host, "--port", str(port)]
     command += ["--conf", "weights", str(weights.resolve())]
     return [*command, "--conf", "device", device] if device else command
+
+
+def trained_weights(work_dir: Path) -> Path:
+    """Where the app keeps the weights that training made; they go before those that it was started with."""
+    return work_dir / "model" / "model.pt"
 
 
 def _environment() -> dict[str, str]:
