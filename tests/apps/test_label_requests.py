@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -143,9 +144,20 @@ def test_how_the_server_is_started(tmp_path, monkeypatch):
         label_server.server_command(str(studies), tmp_path / "none.pt", tmp_path / "other")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="a process cannot become another one elsewhere")
+def test_the_server_ends_with_its_command():
+    """It is the same process, so that none is left behind that holds the port."""
+    start = "from boltzformer.apps.label_server import _become; import os, sys; print(os.getpid()); "
+    start += "_become([sys.executable, '-c', 'import os; print(os.getpid())'], dict(os.environ))"
+    environment = {**os.environ, "PYTHONPATH": str(BUNDLE)}
+    done = subprocess.run([sys.executable, "-c", start], env=environment, capture_output=True, text=True, check=True)
+    first, second = done.stdout.split()
+    assert first == second
+
+
 def test_weights_that_were_trained_here_before_are_told(shell, tmp_path, monkeypatch):
     monkeypatch.setattr(label_server.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(label_server.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    monkeypatch.setattr(label_server, "_become", lambda *_: 0)
     weights = tmp_path / "better.pt"
     weights.write_bytes(b"weights")
     arguments = ["label-server", tmp_path, "--weights", weights, "--work-dir", tmp_path / "work"]

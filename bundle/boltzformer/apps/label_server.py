@@ -46,7 +46,7 @@ def main(
                 "--work-dir.",
                 file=sys.stderr,
             )
-    raise typer.Exit(subprocess.run(command, env=_environment()).returncode)
+    raise typer.Exit(_become(command, _environment()))
 
 
 def server_command(
@@ -86,6 +86,15 @@ def server_command(
     command += ["--studies", studies, "--host", host, "--port", str(port)]
     command += ["--conf", "weights", str(weights.resolve())]
     return [*command, "--conf", "device", device] if device else command
+
+
+def _become(command: Sequence[str], environment: dict[str, str]) -> int:
+    """The server in place of this process, so that what ends the one ends the other; else its exit code."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if os.name == "posix":
+        os.execve(command[0], list(command), environment)
+    return subprocess.run(command, env=environment).returncode
 
 
 def trained_weights(work_dir: Path) -> Path:
