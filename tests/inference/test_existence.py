@@ -153,9 +153,17 @@ def test_the_config_writes_the_scores_of_several_prompts(tmp_path, scoring):
     prompt_list = write_json(tmp_path / "prompts.json", {"one": PROMPTS[0], "two": PROMPTS[1]})
     scan, out = tmp_path / "scan.nii.gz", tmp_path / "out"
     run_inference(overlay, tmp_path / "model.pt", scan, out, prompt_list=str(prompt_list))
-    result = Segmenter.from_bundle(
-        BUNDLE, tmp_path / "model.pt", [overlay], device="cpu", window="soft_tissue"
-    ).segment(tmp_path / "scan.nii.gz", PROMPTS)
-    entries = json.loads((tmp_path / "out" / "scan.json").read_text())["labels"]
+    segmenter = Segmenter.from_bundle(BUNDLE, tmp_path / "model.pt", [overlay], device="cpu", window="soft_tissue")
+    result = segmenter.segment(scan, PROMPTS)
+    notes = json.loads((tmp_path / "out" / "scan.json").read_text())
+    result.save(tmp_path / "saved")
+    own = json.loads((tmp_path / "saved" / "scan.json").read_text())
+    names = [entry.pop("name") for listed in (notes["labels"], own["labels"]) for entry in listed]
+    assert names[:2] == ["one", "two"]
+    assert own == notes, "the API tells the same of weights, seed and settings"
+    assert len(own["sha256"]) == 64
+    segmenter.segment(scan, PROMPTS, window=(-100, 300)).save(tmp_path / "saved", case="windowed")
+    assert json.loads((tmp_path / "saved" / "windowed.json").read_text())["window"] == [-100, 300]
+    entries = notes["labels"]
     for entry, scores in zip(entries, result.existence.tolist(), strict=True):
         assert entry["slice_probability"] == pytest.approx(scores, abs=1e-6)

@@ -48,6 +48,7 @@ class Segmenter:
         inferer: volume and prompts -> logits.
         postprocessing: item with `image` and `pred` -> item with masks and logits on the input's grid.
         known: what the network was trained to find; None where its checkpoint does not say.
+        made_with: facts for the notes beside masks, such as the weights' checksum.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Segmenter:
         inferer: PromptedSliceInferer,
         postprocessing: Compose,
         known: KnownTerms | None = None,
+        made_with: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network.eval()
         self.preprocessing = preprocessing
         self.inferer = inferer
         self.postprocessing = postprocessing
         self.known = known
+        self.made_with = dict(made_with or {})
 
     @classmethod
     def load(
@@ -129,11 +132,12 @@ class Segmenter:
             preprocessing, inferer, postprocessing = (
                 parser.get_parsed_content(key) for key in ("preprocessing", "inferer", "postprocessing")
             )
+            made_with = _facts(parser)
         except RuntimeError as error:  # MONAI wraps whatever a component raises
             raise find_input_error(error) or error from None
         inferer.progress = progress
         known = known_terms_of(parser.get_parsed_content("recipe"), network)
-        return cls(network, preprocessing, inferer, postprocessing, known)
+        return cls(network, preprocessing, inferer, postprocessing, known, made_with)
 
     def segment(
         self,
@@ -178,7 +182,11 @@ class Segmenter:
         case = "volume" if volume.path is None else case_name(volume.path)
         near = None if self.known is None else self.known.tell(wanted)
         done = self.finish(item)
-        return Segmentation(wanted, done, case, volume, image, near, self.inferer.computation(self.network))
+        made_with = dict(self.made_with)
+        if window is not None:
+            made_with["window"] = window if isinstance(window, str) else list(window)
+        computation = self.inferer.computation(self.network)
+        return Segmentation(wanted, done, case, volume, image, near, computation, made_with)
 
     def finish(self, item: dict[str, Any]) -> dict[str, Any]:
         """Postprocess what was found in a volume, with as little of it in memory at once as can be.
@@ -201,6 +209,14 @@ class Segmenter:
     def _uneven_spacing(self) -> str:
         loaders = (step for step in self.preprocessing.transforms if isinstance(step, LoadVolumed))
         return next((loader.uneven_spacing for loader in loaders), "refuse")
+
+
+def _facts(parser: ConfigParser) -> dict[str, Any]:
+    """What the config writes beside masks, but for what differs from volume to volume."""
+    savers = (number for number, one in enumerate(parser["handlers"]) if one["_target_"].endswith(".SaveMasks"))
+    place = f"handlers#{next(savers)}#about"
+    keys = [key for key in parser[place] if key not in ("computation", "nearest_known")]
+    return {key: parser.get_parsed_content(f"{place}#{key}") for key in keys}
 
 
 def _as_prompts(prompts: str | Prompt | Sequence[str | Prompt]) -> list[Prompt]:

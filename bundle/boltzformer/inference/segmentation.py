@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Segmentation:
         nearest_known: prompt's name -> the nearest `term` that the network was trained on, its nearest `wording`, the
             `distance`, and whether that is `far`; None where the checkpoint does not say.
         computation: how the masks were computed, see `boltzformer.inference.precision`.
+        made_with: the weights' file and checksum, the seed, the window and more, for the notes beside the masks.
     """
 
     prompts: list[Prompt]
@@ -46,6 +47,7 @@ class Segmentation:
     given: Any = None
     nearest_known: Mapping[str, Mapping[str, Any]] | None = None
     computation: str = ""
+    made_with: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def masks(self) -> dict[str, Any]:
@@ -123,7 +125,7 @@ class Segmentation:
             InputError: if a file is an input or not ours, or cannot be written; or if the volume came from memory, has
                 been given no name, and the name "volume" is taken.
         """
-        about: dict[str, Any] = {"computation": self.computation} if self.computation else {}
+        about = dict(self.made_with) | ({"computation": self.computation} if self.computation else {})
         about |= {} if self.nearest_known is None else {"nearest_known": self.nearest_known}
         saver = SaveMasks(output_dir, self.prompts, probability, about)
         name = case or self.case
