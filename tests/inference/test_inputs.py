@@ -38,6 +38,16 @@ def test_series_and_folder_of_series(tmp_path):
     assert _names(tmp_path) == ["first", "second"]
 
 
+def test_a_studys_localizers_are_named_and_no_case(tmp_path):
+    write_series(tmp_path / "study" / "axial", body((8, 8, 2)))
+    write_series(tmp_path / "study" / "scout", body((8, 8, 1)), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    found = survey_volumes(tmp_path / "study")
+    assert [case["case"] for case in found.cases] == ["axial"]
+    assert list(found.skipped.values()) == ["is a localizer (a scout), no slice of a volume"]
+    with pytest.raises(InputError, match=r"no DICOM series.*is a localizer"):
+        survey_volumes(tmp_path / "study" / "scout")
+
+
 def test_what_lies_beside_volume_files_is_named(tmp_path):
     for folder in ("series", "deep/er", "notes"):
         (tmp_path / folder).mkdir(parents=True)

@@ -14,6 +14,7 @@ import torch
 from boltzformer.errors import InputError
 from boltzformer.inference.load import LoadVolumed
 from boltzformer.volumes.dicom import find_series, has_dicom, series_of, survey_tree
+from boltzformer.volumes.dicom_headers import survey_folder
 from boltzformer.volumes.dicom_pixels import read_series
 from boltzformer.volumes.spacing import uneven_places
 from monai.data import DataLoader, Dataset
@@ -207,6 +208,19 @@ def test_scout_of_another_size(tmp_path, array):
     shutil.move(tmp_path / "x" / "I000", tmp_path / "scout")
     with pytest.raises(InputError, match=r"scout: differs in size"):
         find_series(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["LOCALIZER", ["ORIGINAL", "PRIMARY", "LOCALIZER", "CT_SOM5 TOP"]])
+def test_a_localizer_is_no_slice(tmp_path, array, kind):
+    uid = generate_uid()
+    write_series(tmp_path, array, SeriesInstanceUID=uid, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"])
+    write_series(tmp_path / "x", body((30, 24, 1)), SeriesInstanceUID=uid, ImageType=kind)
+    shutil.move(tmp_path / "x" / "I000", tmp_path / "scout")
+    assert len(find_series(tmp_path).files) == array.shape[2]
+    assert survey_folder(tmp_path).others[tmp_path / "scout"].startswith("is a localizer")
+    shutil.move(tmp_path / "scout", tmp_path / "x" / "scout")
+    with pytest.raises(InputError, match=r"no DICOM image but 1 localizer \(scouts\)"):
+        find_series(tmp_path / "x")
 
 
 def test_multi_frame(tmp_path, array):

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from boltzformer.errors import InputError
-from boltzformer.volumes.dicom_headers import FolderContents, merge, read_numbers, survey_folder
+from boltzformer.volumes.dicom_headers import LOCALIZER, FolderContents, merge, read_numbers, survey_folder
 
 SPACING_TOLERANCE_MM = 0.1
 """Slices whose position is off the regular grid by more than this are refused (real series are off by 0.07 mm)."""
@@ -86,8 +86,8 @@ def survey_tree(folder: str | Path) -> FolderContents:
 def find_series(folder: str | Path, uneven_spacing: str = "refuse", uid: str = "") -> DicomSeries:
     """Read the headers of a series and check that its slices form a regular grid.
 
-    Files that are no DICOM image (`DIRFILE`, `DICOMDIR`, reports, segmentations) are skipped. A file that seems to be
-    a damaged slice is not.
+    Files that are no DICOM image (`DIRFILE`, `DICOMDIR`, reports, segmentations) and localizers are skipped. A file
+    that seems to be a damaged slice is not.
 
     Args:
         folder: folder of the slices; searched deeper where it holds none itself, or where `uid` is given.
@@ -130,7 +130,9 @@ def series_of(contents: FolderContents, folder: Path, uneven_spacing: str = "ref
             "series again, or take away what is no part of it."
         )
     if not headers:
-        raise InputError(f"{folder}: holds no DICOM image; name the folder that holds a series' slices.")
+        scouts = sum(reason == LOCALIZER for reason in contents.others.values())
+        beside = f" but {scouts} localizer{'s' if scouts > 1 else ''} (scouts)" if scouts else ""
+        raise InputError(f"{folder}: holds no DICOM image{beside}; name the folder that holds a series' slices.")
     _check_one_series(headers, folder)
     files, positions = _in_order(headers, folder)
     first = headers[files[0]]

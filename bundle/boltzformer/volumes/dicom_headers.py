@@ -20,9 +20,9 @@ _TAGS = (
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "SeriesDescription", "SeriesNumber", "Modality"),
     *("BodyPartExamined", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns"),
     *("NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "BitsStored", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept", "BitsAllocated", "SliceThickness"),
+    *("RescaleSlope", "RescaleIntercept", "BitsAllocated", "SliceThickness", "ImageType"),
 )
-_ONLY_TOLD = {"SeriesDescription", "SeriesNumber", "BodyPartExamined", "SliceThickness"}
+_ONLY_TOLD = {"SeriesDescription", "SeriesNumber", "BodyPartExamined", "SliceThickness", "ImageType"}
 _LONGEST = 200  # of what pydicom says, which quotes all bytes
 DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
@@ -50,7 +50,7 @@ def survey_folder(folder: Path) -> FolderContents:
     A file that is no readable DICOM counts as a damaged slice where it is named like the folder's images (numbers
     apart) or ends in `.dcm`, and where it is empty or nothing but zeros beside images of the same ending. An object of
     a maker's own class without Rows and Columns (Siemens' PhoenixZIPReport) is no slice, except beside images of that
-    class.
+    class. A localizer is none either, whatever series it is in.
 
     A folder is asked for several times with each series in it: while no file changes, it is read once.
 
@@ -106,6 +106,7 @@ def merge(parts: Iterable[FolderContents]) -> FolderContents:
     return whole
 
 
+LOCALIZER = "is a localizer (a scout), no slice of a volume"
 _NO_DICOM = "is no DICOM file"
 _NO_SIZE = "has no Rows and Columns, so it is cut or damaged"
 
@@ -135,7 +136,10 @@ def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str], pr
         if uid:
             contents.series_of_damaged[file] = uid
     elif has_size and (name == kind or "Image Storage" in name):  # a class without a name is a private one
-        contents.images[file] = header
+        if _is_localizer(header):
+            contents.others[file] = LOCALIZER
+        else:
+            contents.images[file] = header
     elif kind and name != kind and "Image Storage" not in name:
         contents.others[file] = f"is no image ({name})"
     elif _is_private(header):
@@ -144,6 +148,12 @@ def _sort_in(file: Path, contents: FolderContents, doubtful: dict[Path, str], pr
         contents.damaged[file] = _NO_SIZE
         if uid:
             contents.series_of_damaged[file] = uid
+
+
+def _is_localizer(header: Dataset) -> bool:
+    """Whether a scanner says so of an image (DICOM PS3.3, C.8.2.1.1.1); most studies of CT and MR hold some."""
+    said = header.get("ImageType") or ()
+    return "LOCALIZER" in ([said] if isinstance(said, str) else [str(value).upper() for value in said])
 
 
 def _classes(header: Dataset) -> tuple[str, ...]:
