@@ -125,7 +125,7 @@ async function showResults(job) {
   redraw();
   const best = findings.find((finding) => finding.found);
   if (best) goTo(largest(best));
-  say([`Done in ${job.seconds.toFixed(1)} s.`, ...job.notes].join(" "));
+  say([`Done in ${job.seconds.toFixed(1)} s.`, ...job.notes].join("\n"));
 }
 
 function card(finding, index) {
