@@ -100,14 +100,6 @@ def test_softening_takes_what_finer_pixels_lose_and_stays_on_the_grid():
     assert contrast[1] < 0.95 * contrast[0]
 
 
-def test_sharp_pixels_repeat_the_scans_own():
-    scan = _scan()
-    linear, sharp = resampled(2.0)(scan, 0), resampled(2.0, sharp=True)(scan, 0)
-    assert np.array_equal(sharp.image, scan.image.repeat(2, 0).repeat(2, 1))
-    assert np.array_equal(sharp.label, linear.label)
-    assert np.array_equal(sharp.affine, linear.affine)
-
-
 def test_half_of_a_pixel_is_enough():
     scan = _scan()
     made = resampled(2.0)(scan, 0)

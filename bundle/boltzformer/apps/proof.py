@@ -142,8 +142,7 @@ def spacing(
     """Volume Dice of the same scans on other pixels and in a smaller field of view (on pixels of half the size).
 
     It is taken on those pixels, where the labels have the steps of the scan's own, and on the scan's own pixels.
-    Resampling softens a scan, which costs something by itself: one row has that alone, on the scan's own pixels,
-    and one has finer pixels that repeat the scan's own.
+    Resampling softens a scan, which costs something by itself: one row has that alone, on the scan's own pixels.
     """
     with one_line_errors():
         file = _weights(weights)
@@ -152,7 +151,6 @@ def spacing(
             "as they are": unchanged,
             f"pixels of {pixel_mm:g} mm": resampled(pixel_mm),
             "as they are, as soft as these": softened(pixel_mm),
-            f"pixels of {pixel_mm:g} mm, nothing softened": resampled(pixel_mm, sharp=True),
             f"field of view of {field_mm:g} mm": field_of_view(field_mm, pixel_mm / 2),
         }
         found, own = {}, {}

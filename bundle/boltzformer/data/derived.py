@@ -153,12 +153,11 @@ def other_side(name: str) -> str:
     return _SIDE.sub(lambda found: "right" if found.group().lower() == "left" else "left", name)
 
 
-def resampled(mm: float, sharp: bool = False) -> Change:
+def resampled(mm: float) -> Change:
     """Slices on pixels of another size, over the same field of view: the image linearly, labels by nearest neighbour.
 
     Args:
         mm: size of the new pixels.
-        sharp: the image by nearest neighbour too. Finer pixels then hold all that the scan holds, in steps.
     """
 
     def change(scan: Scan, number: int) -> Scan:
@@ -167,8 +166,6 @@ def resampled(mm: float, sharp: bool = False) -> Change:
         rows, columns = (((np.arange(size) + 0.5) * f).astype(int) for size, f in zip(sizes, factors, strict=True))
         step = np.diag([*factors, 1.0, 1.0])
         step[:2, 3] = [(factor - 1) / 2 for factor in factors]  # pixels' outer edges stay where they are
-        if sharp:
-            return Scan(scan.image[rows][:, columns], scan.label[rows][:, columns], scan.affine @ step, scan.objects)
         image = torch.from_numpy(np.ascontiguousarray(scan.image.astype(np.float32))).permute(2, 0, 1)[None]
         image = functional.interpolate(image, sizes, mode="bilinear", antialias=True, align_corners=False)
         made = _in_type_of(scan, image[0].permute(1, 2, 0).numpy())
