@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from boltzformer.data.augmentation import move_slice
 from boltzformer.data.case_prompts import NO_VALUE
 from boltzformer.data.cases import load_cases
 from boltzformer.data.collate import collate_prompts
-from boltzformer.data.moves import Move, bends, blurred, sampling_matrices
+from boltzformer.data.moves import Move, bends, sampling_matrices
 from boltzformer.data.resident import Choice, Draws, ResidentSlices, collate_choices
 from boltzformer.data.slice_dataset import Draw, SliceDataset
 from boltzformer.data.slice_transforms import ResizeSliced
 from boltzformer.errors import InputError
-from scipy import ndimage
 from torch.nn import functional
 
 QUIET = {"progress": False, "num_workers": 1}
@@ -110,38 +108,9 @@ def test_noise_and_intensities_stay_in_range(phantom_cases, tmp_path):
     assert torch.equal(image, slices(batch)[0])
 
 
-def test_each_picture_is_blurred_by_a_gaussian_of_its_own():
-    stack = torch.rand(3, 2, 21, 17, generator=torch.Generator().manual_seed(0))
-    made = blurred(stack, torch.tensor([0.0, 0.7, 1.5]))
-    assert torch.equal(made[0], stack[0])
-    for one, sigma in ((1, 0.7), (2, 1.5)):
-        expected = ndimage.gaussian_filter(stack[one].numpy(), (0, sigma, sigma), mode="nearest", radius=5)
-        assert np.allclose(made[one], expected, atol=1e-5)
-    assert torch.allclose(blurred(torch.full((1, 1, 9, 9), 0.3), torch.tensor([2.0])), torch.tensor(0.3))
-
-
-def test_blur_softens_pictures_and_leaves_masks_and_other_draws(phantom_cases, tmp_path):
-    data = SliceDataset(phantom_cases, tmp_path, training=True, prompts_per_slice=2, **QUIET)
-    sharp, soft = (Draws(data, 32, intensity_prob=1.0, blur=blur) for blur in (0.0, 3.0))
-    moves = [soft[i].move for i in range(6)]
-    assert [replace(move, blur=0.0) for move in moves] == [sharp[i].move for i in range(6)]
-    assert len({move.blur for move in moves}) == 6
-    assert all(0 < move.blur < 3 for move in moves)
-    slices = ResidentSlices(data, 32, "cpu")
-    (image, label, _, _), (other, same, _, _) = (
-        slices(collate_choices([draws[i] for i in range(6)])) for draws in (sharp, soft)
-    )
-    assert torch.equal(label, same)
-    edges = [one.diff(dim=-1).abs().sum() for one in (image, other)]
-    assert edges[1] < 0.9 * edges[0]
-
-
 @pytest.mark.parametrize(
     "arguments",
-    [
-        *({"prob": 1.5}, {"shift": {"*": 1.0}}, {"scale": 1.0}, {"gamma": 1.0}, {"angle": 90.0}, {"noise": -1.0}),
-        *({"blur": -0.1}, {"blur": 5.0}),
-    ],
+    [{"prob": 1.5}, {"shift": {"*": 1.0}}, {"scale": 1.0}, {"gamma": 1.0}, {"angle": 90.0}, {"noise": -1.0}],
 )
 def test_bad_arguments_are_named(phantom_cases, tmp_path, arguments):
     data = SliceDataset(phantom_cases, tmp_path, training=True, **QUIET)

@@ -31,7 +31,6 @@ class Move:
         gamma: exponent of them.
         noise: standard deviation of what is added to them.
         seed: of that noise and of the bend.
-        blur: standard deviation, in the slice's pixels, of a Gaussian that softens the picture.
     """
 
     window: tuple[int, int]
@@ -46,7 +45,6 @@ class Move:
     gamma: float = 1.0
     noise: float = 0.0
     seed: int = 0
-    blur: float = 0.0
 
 
 def sampling_matrices(moves: Sequence[Move], shape: tuple[int, int]) -> np.ndarray:
@@ -94,26 +92,6 @@ def bends(reach: Tensor, size: tuple[int, int], seed: int) -> Tensor:
     coarse = torch.rand((len(reach), 2, _BEND_POINTS, _BEND_POINTS), generator=generator, device=reach.device) * 2 - 1
     smooth = F.interpolate(coarse * (2 * reach)[:, None, None, None], size, mode="bicubic", align_corners=True)
     return smooth.movedim(1, -1)
-
-
-def blurred(stack: Tensor, sigmas: Tensor) -> Tensor:
-    """Softened pictures, each by a Gaussian of its own.
-
-    Args:
-        stack: (n, C, H, W).
-        sigmas: (n,) standard deviations in pixels; 0 changes nothing.
-
-    Returns:
-        as `stack`; beyond the border lie its outermost pixels.
-    """
-    n, channels = stack.shape[:2]
-    reach = max(1, math.ceil(3 * float(sigmas.max())))
-    away = torch.arange(-reach, reach + 1, device=stack.device)
-    weights = torch.exp(-0.5 * (away / sigmas.clamp(min=1e-3)[:, None]) ** 2)
-    weights = (weights / weights.sum(1, keepdim=True)).to(stack.dtype).repeat_interleave(channels, 0)[:, None]
-    rows = F.pad(stack.reshape(1, n * channels, *stack.shape[2:]), (reach,) * 4, mode="replicate")
-    columns = F.conv2d(rows, weights[..., None, :], groups=n * channels)
-    return F.conv2d(columns, weights[..., None], groups=n * channels).view(stack.shape)
 
 
 def block_means(stack: Tensor, block: int) -> Tensor:

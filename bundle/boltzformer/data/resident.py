@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from boltzformer.data.augmentation import shift_in, shifts_of
 from boltzformer.data.canvas import Box, body_box, canvas_of, check_pixel_sizes
 from boltzformer.data.case_prompts import NO_VALUE
-from boltzformer.data.moves import Move, bends, block_means, blurred, sampled, sampling_matrices
+from boltzformer.data.moves import Move, bends, block_means, sampled, sampling_matrices
 from boltzformer.data.slice_dataset import Draw, SliceDataset, known_spacing
 from boltzformer.data.slice_transforms import harden_box, height_and_width
 from boltzformer.data.windows import apply_window
@@ -64,8 +64,6 @@ class Draws(Dataset[Choice]):
         offset: largest number added.
         gamma: largest change of their exponent, in [0, 1).
         noise: largest standard deviation of noise.
-        blur: largest standard deviation, in the slice's pixels, of a Gaussian that softens the picture: scans differ
-            in sharpness by their reconstruction, and by what was resampled on the way.
 
     Raises:
         InputError: an argument out of its range.
@@ -88,7 +86,6 @@ class Draws(Dataset[Choice]):
         offset: float = 0.1,
         gamma: float = 0.0,
         noise: float = 0.0,
-        blur: float = 0.0,
     ) -> None:
         self.shifts = shifts_of(shift)
         shares = {"prob": prob, "scale": scale, "stretch": stretch, "gain": gain, "gamma": gamma}
@@ -99,8 +96,6 @@ class Draws(Dataset[Choice]):
                 raise InputError(f"Draws: {name} must lie in [0, 1), found {share}.")
         if not 0 <= angle <= 45 or offset < 0 or noise < 0:
             raise InputError("Draws: angle must lie in [0, 45] degrees; offset and noise must be 0 or more.")
-        if not 0 <= blur <= 4:
-            raise InputError(f"Draws: blur must lie in [0, 4] pixels, found {blur}.")
         if not 0 <= warp <= 0.1:
             raise InputError(f"Draws: warp must lie in [0, 0.1], found {warp}: a larger bend folds the slice.")
         self.dataset = dataset
@@ -109,7 +104,7 @@ class Draws(Dataset[Choice]):
         self.body_view = body_view
         self._boxes: dict[tuple[int, int], Box | None] = {}
         self.prob, self.scale, self.angle = prob, scale, math.radians(angle)
-        self.stretch, self.warp, self.blur = stretch, warp, blur
+        self.stretch, self.warp = stretch, warp
         self.intensity_prob, self.gain, self.offset, self.gamma, self.noise = intensity_prob, gain, offset, gamma, noise
 
     def __len__(self) -> int:
@@ -150,8 +145,6 @@ class Draws(Dataset[Choice]):
             gamma=(1 - self.gamma) ** (changed[2] * rng.uniform(-1, 1)),
             noise=changed[3] * rng.uniform(0, self.noise),
             seed=int(rng.integers(2**32)),
-            # drawn last, and only where it is asked for: the other draws are those of before
-            blur=(rng.random() < self.intensity_prob) * rng.uniform(0, self.blur) if self.blur else 0.0,
         )
 
 
@@ -245,8 +238,6 @@ class ResidentSlices:
         if any(c.move.warp for c in choices):
             reach_of_bend = self._put(np.asarray([c.move.warp for c in choices], dtype=np.float32))
             grid = grid + bends(reach_of_bend, self.size, choices[0].move.seed)
-        if any(c.move.blur for c in choices):
-            pictures = blurred(pictures, self._put(np.asarray([c.move.blur for c in choices], dtype=np.float32)))
         pictures = sampled(block_means(pictures, block), grid)
         coverage = sampled(block_means(coverage, mask_block), grid)
         return pictures, harden_box(coverage.flatten(0, 1)).view(coverage.shape)
