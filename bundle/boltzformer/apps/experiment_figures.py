@@ -24,6 +24,7 @@ from boltzformer.metrics.files import read_csv, write_text
 from boltzformer.metrics.measures.rows import Row, key_of, object_name
 from boltzformer.metrics.measures.size_buckets import MISSED_BELOW_DICE
 from boltzformer.networks.boltzformer import BoltzFormer
+from boltzformer.volumes.names import free_name
 
 
 def draw_figure(
@@ -200,10 +201,6 @@ def _slugs(labels: Iterable[str]) -> dict[str, str]:
     """Labels as parts of file names; those that come to the same are numbered, in whatever script they are."""
     slugs: dict[str, str] = {}
     for label in labels:
-        first = slug = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "row"
-        number = 1
-        while slug in slugs.values():
-            number += 1
-            slug = f"{first}_{number}"
-        slugs[label] = slug
+        stem = re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "row"
+        slugs[label] = free_name(stem, slugs.values())
     return slugs

@@ -25,11 +25,11 @@ from boltzformer.data.derived import (
     back_on_grid,
     field_of_view,
     mirrored,
-    other_side,
     read_scan,
     resampled,
     shifted,
     softened,
+    twin_of,
     unchanged,
     write_datalist,
     write_derived,
@@ -110,7 +110,7 @@ def sides(
     with one_line_errors():
         file = _weights(weights)
         cases = _cases(dataset, section, limit)
-        if not any(_has_twins(case) for case in cases):
+        if not any(twin_of(value, case["objects"]) is not None for case in cases for value in case["objects"]):
             raise InputError(
                 f"{dataset}: names no lateral organ (left or right) with its twin, so there is no side to mistake."
             )
@@ -279,10 +279,9 @@ def opposite_shares(dataset: Path, predictions: Path) -> dict[str, Row]:
     for case in load_cases(dataset, "validation"):
         names = evaluate_bundle.file_names(case["objects"].values())
         label = read_scan(case).label
-        values = {name.casefold(): value for value, name in case["objects"].items()}
         for value, name in case["objects"].items():
-            twin = values.get(other_side(name).casefold())
-            if twin in (None, value) or not ((label == value).any() and (label == twin).any()):
+            twin = twin_of(value, case["objects"])
+            if twin is None or not ((label == value).any() and (label == twin).any()):
                 continue
             mask = _mask_file(predictions, case, names[name])
             predicted = read_scan({**case, "label": str(mask)}).label > 0
@@ -293,11 +292,6 @@ def opposite_shares(dataset: Path, predictions: Path) -> dict[str, Row]:
         name: {"n": cases, "predicted_voxels": voxels, "in_opposite_organ": wrong / voxels if voxels else None}
         for name, (voxels, wrong, cases) in counts.items()
     }
-
-
-def _has_twins(case: Mapping[str, Any]) -> bool:
-    names = {name.casefold() for name in case["objects"].values()}
-    return any(other_side(name).casefold() in names - {name} for name in names)
 
 
 def _mask_file(predictions: Path, case: Mapping[str, Any], name: str) -> Path:

@@ -139,10 +139,9 @@ def unchanged(scan: Scan, number: int) -> Scan:
 
 def mirrored(scan: Scan, number: int) -> Scan:
     """Left and right exchanged, in the picture and in the names: what lay on the left is now right, and named so."""
-    names = {name.casefold(): value for value, name in scan.objects.items()}
     swapped = np.arange(int(scan.label.max()) + 1, dtype=scan.label.dtype)
-    for value, name in scan.objects.items():
-        twin = names.get(other_side(name).casefold())
+    for value in scan.objects:
+        twin = twin_of(value, scan.objects)
         if twin is not None and value < len(swapped):
             swapped[value] = twin
     return Scan(scan.image[::-1], swapped[scan.label[::-1]], scan.affine, scan.objects)
@@ -151,6 +150,18 @@ def mirrored(scan: Scan, number: int) -> Scan:
 def other_side(name: str) -> str:
     """The name of an organ's twin: "left kidney" of "right kidney"; the name itself where it has no side."""
     return _SIDE.sub(lambda found: "right" if found.group().lower() == "left" else "left", name)
+
+
+def twin_of(value: int, objects: Mapping[int, str]) -> int | None:
+    """Label value of the same organ on the other side; None for an organ without one among the objects.
+
+    Args:
+        value: of the organ.
+        objects: label value to name.
+    """
+    values = {name.casefold(): other for other, name in objects.items()}
+    twin = values.get(other_side(objects[value]).casefold())
+    return None if twin == value else twin
 
 
 def resampled(mm: float) -> Change:

@@ -18,6 +18,7 @@ from typing import Any
 from boltzformer.bundle_folder import found_in_bundle
 from boltzformer.errors import InputError
 from boltzformer.json_file import read_json, read_text
+from boltzformer.volumes.names import free_name
 
 MAX_PROMPT_LENGTH = 1000
 SEPARATOR = ";"
@@ -178,9 +179,7 @@ def _fill_names(texts: list[str], names: list[str]) -> list[str]:
     for text, name in zip(texts, names, strict=True):
         if not name:
             stem = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:48].strip("_") or "prompt"
-            name, count = stem, 2
-            while name in taken:
-                name, count = f"{stem}_{count}", count + 1
+            name = free_name(stem, taken)
             taken.add(name)
         filled.append(name)
     return filled

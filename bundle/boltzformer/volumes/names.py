@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from boltzformer.errors import InputError
@@ -25,6 +25,14 @@ def case_name(path: str | Path) -> str:
         return name
     suffix = volume_suffix(name)
     return name[: -len(suffix)] if suffix else path.stem
+
+
+def free_name(stem: str, taken: Container[str]) -> str:
+    """A name that is not taken yet: the stem, or with the first number from 2 on behind it that makes it one."""
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}_{number}", number + 1
+    return name
 
 
 def is_utf8(name: str) -> bool:
